@@ -1,0 +1,1 @@
+"""PyTorch weights to Flax parameters and back: one explicit key table per family, strict both ways."""
