@@ -31,7 +31,7 @@ def _blocks(settings: TransformerSettings, flax: str, indices: range, modulation
             for short, name in (("q", "query"), ("k", "key"))
         ]
     if settings.perceptron == "gelu":
-        table += _dense(f"{torch}.mlp.fc1", f"{flax}/mlp/input", indices)
+        table += _dense(f"{torch}.mlp.fc1", f"{flax}/mlp/hidden", indices)
         table += _dense(f"{torch}.mlp.fc2", f"{flax}/mlp/output", indices)
     return table
 

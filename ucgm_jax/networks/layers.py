@@ -175,11 +175,11 @@ class GeluPerceptron(nnx.Module):
 
     def __init__(self, features: int, hidden: int, *, bias: bool = True, dtype: Any, rngs: nnx.Rngs):
         linear = functools.partial(nnx.Linear, kernel_init=XAVIER, use_bias=bias, dtype=dtype, rngs=rngs)
-        self.input = linear(features, hidden)
+        self.hidden = linear(features, hidden)
         self.output = linear(hidden, features)
 
     def __call__(self, x: Array) -> Array:
-        return self.output(nnx.gelu(self.input(x), approximate=True))
+        return self.output(nnx.gelu(self.hidden(x), approximate=True))
 
 
 class GatedPerceptron(nnx.Module):

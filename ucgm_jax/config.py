@@ -1,0 +1,305 @@
+"""Settings of a run: frozen dataclasses inside, ml_collections at the border.
+
+The defaults below are the only ones. `default_config` renders them as a ConfigDict for config files to change, and
+`build` reads a ConfigDict back, refusing unknown keys and values of the wrong type.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.method.objective import ObjectiveSettings
+from ucgm_jax.method.sampler import SamplerSettings
+from ucgm_jax.networks.names import NetworkSettings
+
+
+def _check(settings: Any, **rules: tuple[bool, str]) -> None:
+    for name, (valid, allowed) in rules.items():
+        if not valid:
+            raise ValueError(f"{name}={getattr(settings, name)!r}: must be {allowed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """Which data set. Shape and classes at 0 mean the data set's own; given, they must agree with it.
+
+    Attributes:
+      name: a key of `data.sources.SOURCES`.
+      path: its folder, where it has one.
+      size: height and width of one example.
+      channels: channels of one example.
+      num_classes: number of labels.
+      random_flip: mirror half of the images from left to right.
+      read_threads: threads that read batches ahead.
+      prefetch: batches that are read ahead.
+    """
+
+    name: str = "digits"
+    path: str = ""
+    size: int = 0
+    channels: int = 0
+    num_classes: int = 0
+    random_flip: bool = False
+    read_threads: int = 1
+    prefetch: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """The optimiser. See `training.optimizers.OPTIMIZERS` for the names.
+
+    Attributes:
+      name: of the optimiser.
+      learning_rate: peak learning rate (a factor, usually 1, for d_adaptation_adamw).
+      beta1, beta2: decay of the first and of the second moment.
+      weight_decay: decoupled weight decay.
+      epsilon: 0 takes the optimiser's published value.
+      max_gradient_norm: clip gradients by this global norm; 0 does not.
+      warmup_steps: steps of linear warm-up from 0.
+      decay_steps: steps, warm-up included, after which a cosine has brought the learning rate to 0; 0 keeps it
+        constant.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 2e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.0
+    epsilon: float = 0.0
+    max_gradient_norm: float = 0.0
+    warmup_steps: int = 0
+    decay_steps: int = 0
+
+    def __post_init__(self):
+        _check(
+            self,
+            learning_rate=(self.learning_rate > 0, "above 0"),
+            beta1=(0 <= self.beta1 < 1, "in [0, 1)"),
+            beta2=(0 <= self.beta2 < 1, "in [0, 1)"),
+            weight_decay=(self.weight_decay >= 0, "at least 0"),
+            epsilon=(self.epsilon >= 0, "at least 0"),
+            max_gradient_norm=(self.max_gradient_norm >= 0, "at least 0"),
+            warmup_steps=(self.warmup_steps >= 0, "at least 0"),
+            decay_steps=(self.decay_steps == 0 or self.decay_steps > self.warmup_steps, "0 or above warmup_steps"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """How long, how large, and what is written on the way.
+
+    Attributes:
+      steps: optimiser steps in all.
+      batch_size: global batch, over all devices and processes.
+      ema_decay: decay of the evaluation average.
+      init_from: checkpoint folder whose evaluation average the weights start from; "" starts fresh.
+      teacher_from: checkpoint folder of the frozen target network (target_decay = 1); "" takes the start weights.
+      max_bad_steps: stop after so many steps in a row with non-finite gradients or loss.
+      log_every, checkpoint_every, sample_every: steps between them; 0 means only at the end (samples: never).
+      keep_checkpoints: how many checkpoints to keep, the newest.
+    """
+
+    steps: int = 100_000
+    batch_size: int = 256
+    ema_decay: float = 0.9999
+    init_from: str = ""
+    teacher_from: str = ""
+    max_bad_steps: int = 100
+    log_every: int = 100
+    checkpoint_every: int = 5_000
+    sample_every: int = 0
+    keep_checkpoints: int = 3
+
+    def __post_init__(self):
+        _check(
+            self,
+            steps=(self.steps >= 1, "at least 1"),
+            batch_size=(self.batch_size >= 1, "at least 1"),
+            ema_decay=(0 <= self.ema_decay < 1, "in [0, 1)"),
+            max_bad_steps=(self.max_bad_steps >= 1, "at least 1"),
+            log_every=(self.log_every >= 1, "at least 1"),
+            checkpoint_every=(self.checkpoint_every >= 0, "at least 0"),
+            sample_every=(self.sample_every >= 0, "at least 0"),
+            keep_checkpoints=(self.keep_checkpoints >= 1, "at least 1"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """Devices along each axis; one of them may be -1, for all that remain.
+
+    Attributes:
+      data: copies of the parameters, each with its part of the batch.
+      fsdp: parts of the parameters and of the optimiser's state; the batch is split over these as well.
+      tensor: parts of each matrix product.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        for name in ("data", "fsdp", "tensor"):
+            size = getattr(self, name)
+            _check(self, **{name: (size >= 1 or size == -1, "at least 1, or -1 for the rest")})
+        if (self.data, self.fsdp, self.tensor).count(-1) > 1:
+            raise ValueError(f"data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: only one may be -1")
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidanceSettings:
+    """Classifier-free guidance while sampling.
+
+    Attributes:
+      scale: guidance scale w; 0 (as in the published configs) or 1 means none.
+      interval: (lowest, highest) guided time, in the transport's own time.
+    """
+
+    scale: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether guidance changes anything."""
+        return self.scale not in (0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpectedSettings:
+    """What the paper reports for a config: Frechet Inception distance and network calls ("40x2": guided). For tables."""
+
+    fid: float = 0.0
+    nfe: str = ""
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that fixes a run, by section."""
+
+    seed: int = 0
+    transport: str = "Linear"
+    data: DataSettings = DataSettings()
+    network: NetworkSettings = NetworkSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    train: TrainSettings = TrainSettings()
+    mesh: MeshSettings = MeshSettings()
+    sampler: SamplerSettings = SamplerSettings()
+    guidance: GuidanceSettings = GuidanceSettings()
+    expected: ExpectedSettings = ExpectedSettings()
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """All defaults as a ConfigDict, which a config file changes and returns."""
+    return to_config_dict(Settings())
+
+
+def to_config_dict(settings: Any) -> ml_collections.ConfigDict:
+    """The ConfigDict of a settings dataclass; `build` is the inverse."""
+    hints, config = typing.get_type_hints(type(settings)), ml_collections.ConfigDict()
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            config[field.name] = to_config_dict(value)
+        elif _is_union(hints[field.name]):
+            # Without this a config could not change a number to "auto".
+            config[field.name] = ml_collections.config_dict.FieldReference(value, field_type=object)
+        else:
+            config[field.name] = value
+    return config
+
+
+def build(config: ml_collections.ConfigDict, settings: type = Settings, section: str = "") -> Any:
+    """The frozen settings that a ConfigDict describes.
+
+    Raises:
+      UserError: an unknown key, a value of the wrong type, or one that the settings refuse.
+    """
+    hints = typing.get_type_hints(settings)
+    unknown = sorted(set(config.keys()) - set(hints))
+    if unknown:
+        raise UserError(f"{section}{unknown[0]}={config[unknown[0]]!r}: unknown key; allowed: {', '.join(hints)}")
+    values = {}
+    for name, value in config.items():
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, ml_collections.ConfigDict):
+                raise UserError(f"{section}{name}={value!r}: must be a section with keys")
+            values[name] = build(value, hints[name], f"{section}{name}.")
+        else:
+            values[name] = _convert(f"{section}{name}", value, hints[name])
+    with user_errors(section):
+        return settings(**values)
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (typing.Union, types.UnionType)
+
+
+def _convert(key: str, value: Any, kind: Any) -> Any:
+    """The value as the type that the field declares; ints serve as floats, lists as tuples."""
+    if _is_union(kind):
+        for option in typing.get_args(kind):
+            try:
+                return option(value)
+            except (TypeError, ValueError):
+                continue
+    elif typing.get_origin(kind) is tuple:
+        items = typing.get_args(kind)
+        if isinstance(value, (list, tuple)) and len(value) == len(items):
+            return tuple(_convert(key, one, item) for one, item in zip(value, items, strict=True))
+        raise UserError(f"{key}={value!r}: must be {len(items)} values")
+    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif type(value) is kind:
+        return value
+    raise UserError(f"{key}={value!r}: must be of type {getattr(kind, '__name__', kind)}")
+
+
+def parse_flags(argv: list[str], **others: tuple[Any, str]) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
+    """Reads --config=FILE, overrides --config.key=value, and further flags.
+
+    Args:
+      argv: the program's name and its arguments.
+      **others: name -> (default, help); the default's type is the flag's (None: a string that must be given).
+
+    Returns:
+      The ConfigDict and the further flags' values.
+
+    Raises:
+      UserError: anything that cannot be read, in one line.
+    """
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values)
+    for name, (default, text) in others.items():
+        define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer}.get(type(default), flags.DEFINE_string)
+        define(name, default, text, flag_values=values)
+    try:
+        rest = values(argv)
+        if len(rest) > 1:
+            raise UserError(f"{rest[1]}: unexpected argument")
+        if values["config"].value is None:
+            raise UserError("--config: must name a config file, such as configs/digits.py")
+        result = config.value
+        result = result if isinstance(result, ml_collections.ConfigDict) else ml_collections.ConfigDict(result)
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"--config: no such file: {error.filename}") from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        # config_flags reports an unknown override as an AttributeError that proposes a similar key.
+        message = " ".join(str(error).replace("\\'", "'").strip("'\"").split())
+        raise UserError(f"--config: unknown key: {message}" if isinstance(error, AttributeError) else message) from error
+    given = {name: values[name].value for name in others}
+    for name, (default, text) in others.items():
+        if default is None and given[name] is None:
+            raise UserError(f"--{name}: must be given ({text})")
+    return result, given

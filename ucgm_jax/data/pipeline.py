@@ -1,0 +1,101 @@
+"""From a source to batches on the devices: shuffled, split over processes, read ahead.
+
+The order is a function of (seed, position), where the position counts examples from the start of training. So it is all
+that a checkpoint has to keep, whatever the number of processes, before or after.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Iterator
+
+import grain
+import jax
+import numpy as np
+
+from ucgm_jax.data.sources import Batch, Source
+from ucgm_jax.errors import UserError
+
+
+class _Rows:
+    """Random access to one process's rows of every global batch, from a first step on."""
+
+    def __init__(
+        self, source: Source, *, batch_size: int, seed: int, random_flip: bool, first_step: int, rows: slice
+    ):
+        self._source, self._batch_size, self._seed = source, batch_size, seed
+        self._random_flip, self._first_step, self._rows = random_flip, first_step, rows
+        # Shuffled anew in every epoch.
+        self._order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+
+    def __len__(self) -> int:
+        return len(self._order) // self._batch_size - self._first_step
+
+    def __getitem__(self, index: int) -> Batch:
+        step = self._first_step + int(index)
+        start = step * self._batch_size
+        positions = range(start, start + self._batch_size)[self._rows]
+        indices = np.fromiter((self._order[position] for position in positions), np.int64, len(positions))
+        # Drawn for the whole batch, so that the rows of a process do not depend on how many processes there are.
+        flip = np.zeros(self._batch_size, bool)
+        if self._random_flip:
+            flip = np.random.default_rng((self._seed, step)).random(self._batch_size) < 0.5
+        return self._source.read(indices, flip[self._rows]) | {"index": indices}
+
+
+def batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    position: int = 0,
+    random_flip: bool = False,
+    read_threads: int = 1,
+    prefetch: int = 4,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """This process's rows of every global batch, without end, read ahead in threads.
+
+    Args:
+      source: the data set.
+      batch_size: global batch size; must divide by process_count.
+      seed: of the order and of the flips.
+      position: examples already consumed by all processes together; a multiple of batch_size.
+      random_flip: mirror half of the examples.
+      read_threads, prefetch: threads, and batches read ahead.
+      process_index, process_count: which contiguous part of each batch to give.
+
+    Yields:
+      {"x": (batch_size / process_count, H, W, C) float32, "label": (...,) int32, "index": (...,) int64, the examples'
+      places in the source}.
+
+    Raises:
+      UserError: a position that is not at a batch's start.
+    """
+    if position % batch_size:
+        raise UserError(f"train.batch_size={batch_size}: must divide the {position} examples already seen")
+    part = batch_size // process_count
+    rows = _Rows(
+        source,
+        batch_size=batch_size,
+        seed=seed,
+        random_flip=random_flip,
+        first_step=position // batch_size,
+        rows=slice(process_index * part, (process_index + 1) * part),
+    )
+    options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=max(prefetch, read_threads))
+    return iter(grain.MapDataset.source(rows).to_iter_dataset(options))
+
+
+def to_devices(
+    host_batches: Iterable[Batch], sharding: jax.sharding.Sharding, ahead: int = 2
+) -> Iterator[dict[str, jax.Array]]:
+    """Global arrays of "x" and "label", whose transfer starts `ahead` batches before they are asked for."""
+    waiting: collections.deque = collections.deque()
+    for batch in host_batches:
+        waiting.append(
+            {name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in ("x", "label")}
+        )
+        if len(waiting) > ahead:
+            yield waiting.popleft()

@@ -1,0 +1,122 @@
+"""Random-access sources of examples. Every data set is one; `data.pipeline` does all the rest.
+
+A source is anything with a length, the shape and number of classes of its examples, and
+
+    read(indices, flip) -> {"x": (n, H, W, C) float32, "label": (n,) int32}
+
+for integer indices (n,) and booleans (n,) that ask for the mirror image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from ucgm_jax.config import DataSettings
+from ucgm_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+
+class Source(Protocol):
+    """What the pipeline asks of a data set."""
+
+    shape: tuple[int, int, int]
+    num_classes: int
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray, flip: np.ndarray) -> Batch:
+        """The examples at `indices`, mirrored where `flip` is true."""
+        ...
+
+
+class ArraySource:
+    """Examples that lie in memory.
+
+    Args:
+      x: (N, H, W, C) values, kept as float32.
+      labels: (N,) ints.
+      num_classes: number of classes; labels must lie below.
+    """
+
+    def __init__(self, x: np.ndarray, labels: np.ndarray, num_classes: int):
+        self.x = np.asarray(x, np.float32)
+        self.labels = np.asarray(labels, np.int32)
+        self.shape = tuple(self.x.shape[1:])
+        self.num_classes = num_classes
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def read(self, indices: np.ndarray, flip: np.ndarray) -> Batch:
+        """See `Source.read`."""
+        x = self.x[indices]
+        if flip.any():
+            x = np.where(flip[:, None, None, None], x[:, :, ::-1], x)
+        return {"x": x, "label": self.labels[indices]}
+
+
+def digits() -> ArraySource:
+    """The 1797 handwritten digits of scikit-learn, 8x8 grey images in [-1, 1] with 10 classes."""
+    from sklearn.datasets import load_digits
+
+    stored = load_digits()
+    return ArraySource(stored.images[..., None] / 8.0 - 1.0, stored.target, 10)
+
+
+def _points(x: np.ndarray, labels: np.ndarray, num_classes: int) -> ArraySource:
+    """Points (N, D), standardised, as images of one pixel with D channels."""
+    x = (x - x.mean(0)) / x.std(0)
+    return ArraySource(x[:, None, None, :], labels, num_classes)
+
+
+def two_moons(count: int = 10_000) -> ArraySource:
+    """Two half circles in the plane, standardised; 2 classes."""
+    from sklearn.datasets import make_moons
+
+    return _points(*make_moons(count, noise=0.05, random_state=0), 2)
+
+
+def s_curve(count: int = 10_000) -> ArraySource:
+    """An S-shaped sheet in space, standardised; no classes."""
+    from sklearn.datasets import make_s_curve
+
+    return _points(make_s_curve(count, noise=0.05, random_state=0)[0], np.zeros(count), 1)
+
+
+def swiss_roll(count: int = 10_000) -> ArraySource:
+    """A rolled-up sheet in space, standardised; no classes."""
+    from sklearn.datasets import make_swiss_roll
+
+    return _points(make_swiss_roll(count, noise=0.3, random_state=0)[0], np.zeros(count), 1)
+
+
+SOURCES: dict[str, Callable[[DataSettings], Source]] = {
+    "digits": lambda settings: digits(),
+    "two_moons": lambda settings: two_moons(),
+    "s_curve": lambda settings: s_curve(),
+    "swiss_roll": lambda settings: swiss_roll(),
+}
+
+
+def build(settings: DataSettings) -> Source:
+    """The source that the settings name.
+
+    Raises:
+      UserError: no such data set, or its shape or classes differ from those that the settings give.
+    """
+    if settings.name not in SOURCES:
+        raise UserError(f"data.name={settings.name!r}: must be one of {', '.join(SOURCES)}")
+    source = SOURCES[settings.name](settings)
+    height, width, channels = source.shape
+    found = {"size": height, "channels": channels, "num_classes": source.num_classes}
+    for key, value in found.items():
+        given = getattr(settings, key)
+        if given not in (0, value):
+            raise UserError(f"data.{key}={given}: {settings.name} has {value}")
+    if height != width:
+        raise UserError(f"data.name={settings.name!r}: examples must be square, not {height}x{width}")
+    return source

@@ -1,0 +1,1 @@
+"""Generating samples, measuring them and showing them."""

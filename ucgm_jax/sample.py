@@ -1,0 +1,136 @@
+"""Samples from a checkpoint: python -m ucgm_jax.sample --checkpoint=DIR --steps=2 --labels=0-9 --out=grid.png."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from typing import Any, NoReturn
+
+import numpy as np
+
+from ucgm_jax import errors
+from ucgm_jax.config import GuidanceSettings, MeshSettings, Settings
+from ucgm_jax.errors import UserError, user_errors
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _numbers(count: int):
+    def parse(text: str) -> tuple[float, ...]:
+        values = tuple(float(part) for part in text.split(","))
+        if len(values) != count:
+            raise argparse.ArgumentTypeError(f"must be {count} numbers separated by commas, not {text!r}")
+        return values
+
+    return parse
+
+
+def _ratio(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags. Those that are not given come from the checkpoint's config."""
+    result = _Parser(prog="python -m ucgm_jax.sample", description=__doc__)
+    add = result.add_argument
+    add("--checkpoint", required=True, help="a work folder (its newest checkpoint), or one checkpoint of it")
+    add("--out", required=True, help="FILE.png for a picture, FILE.npz for arrays x, labels, indices")
+    add("--labels", default="all", help='such as "3", "0-9" or "1,5,7-9"; default all classes')
+    add("--count", type=int, default=0, help="samples in all, over the labels in turn; default 8 of each label, <= 64")
+    add("--seed", type=int, default=0, help="together with its index it fixes a sample")
+    add("--weights", choices=("ema", "parameters"), default="ema")
+    add("--batch-size", type=int, default=0, help="samples at once; default all, at most 64 a device")
+    add("--steps", type=int)
+    add("--order", type=int)
+    add("--extrapolation-ratio", type=float)
+    add("--stochasticity-ratio", type=_ratio)
+    add("--schedule", type=_numbers(3), help="a,b,c")
+    add("--gaps", type=_numbers(2), help="start,end")
+    add("--guidance-scale", type=float)
+    add("--guidance-interval", type=_numbers(2), help="lowest,highest time")
+    return result
+
+
+def parse_labels(text: str, num_classes: int) -> list[int]:
+    """The labels that a text such as "1,5,7-9" or "all" names.
+
+    Raises:
+      UserError: it cannot be read, or names a label that is not below num_classes.
+    """
+    if text == "all":
+        return list(range(max(num_classes, 1)))
+    labels: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            labels += range(int(first), int(last or first) + 1)
+    except ValueError:
+        labels = []
+    if not labels or not all(0 <= label < max(num_classes, 1) for label in labels):
+        raise UserError(f"--labels={text}: must be labels from 0 to {max(num_classes, 1) - 1}, such as 0-2,5, or all")
+    return labels
+
+
+def overrides(settings: Settings, given: argparse.Namespace) -> tuple[Any, GuidanceSettings]:
+    """The checkpoint's sampler and guidance settings with the flags that were given."""
+    names = ("steps", "order", "extrapolation_ratio", "stochasticity_ratio", "schedule", "gaps")
+    changed = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
+    with user_errors("--"):
+        sampler = dataclasses.replace(settings.sampler, **changed)
+    guidance = settings.guidance
+    if given.guidance_scale is not None:
+        guidance = dataclasses.replace(guidance, scale=given.guidance_scale)
+    if given.guidance_interval is not None:
+        guidance = dataclasses.replace(guidance, interval=given.guidance_interval)
+    return sampler, guidance
+
+
+def main(argv: list[str]) -> int:
+    """The command; see the module's docstring."""
+    given = parser().parse_args(argv[1:])
+    out = pathlib.Path(given.out)
+    if out.suffix not in (".png", ".npz"):
+        raise UserError(f"--out={given.out}: must end in .png or .npz")
+    import jax
+
+    from ucgm_jax.evaluation import pictures
+    from ucgm_jax.evaluation.generate import Generator
+    from ucgm_jax.method import transports
+    from ucgm_jax.networks import names
+    from ucgm_jax.training import checkpoints, sharding
+    from ucgm_jax.training.metrics import Progress
+
+    found = checkpoints.find(given.checkpoint)
+    settings = found.settings
+    sampler, guidance = overrides(settings, given)
+    shape = (settings.data.size, settings.data.size, settings.data.channels)
+    network = names.build(settings.network, shape, settings.data.num_classes)
+    classes = parse_labels(given.labels, network.num_classes)
+    count = given.count or min(64, 8 * len(classes))
+    labels = np.resize(np.asarray(classes, np.int32), count)
+    mesh = sharding.make_mesh(MeshSettings())
+    devices = mesh.size
+    batch_size = given.batch_size or min(-(-count // devices), 64) * devices
+    generator = Generator(network, transports.get(settings.transport), sampler, guidance, mesh, batch_size)
+    whole = jax.tree.map(lambda _: sharding.replicated(mesh), network.abstract_parameters)
+    parameters = checkpoints.read_weights(found, network.abstract_parameters, whole, given.weights)
+
+    progress = Progress(count, unit="sample")
+    x = generator(parameters, labels, seed=given.seed, progress=progress.show)
+    progress.close()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npz":
+        np.savez(out, x=x, labels=labels, indices=np.arange(count))
+    else:
+        pictures.save(pictures.picture(x, min(max(len(classes), 8), 16)), out)
+    print(f"{count} samples of step {found.step} with {sampler.steps} steps ({generator.nfe} NFE): {out}", file=sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,158 @@
+"""Checkpoints with Orbax: asynchronous, sharded, whole or not there at all.
+
+A work folder holds `checkpoints/STEP/`, and each of these the items
+
+    parameters, ema, target, optimizer    arrays
+    progress                              arrays: step, target_decay, bad_steps
+    data                                  JSON: the position of the data pipeline
+    config                                JSON: the run's config
+
+so that a sampler reads the evaluation average without the rest. A step's folder gets its name only once everything in
+it is written, and an older one is removed only after that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import orbax.checkpoint as ocp
+
+from ucgm_jax import config as config_module
+from ucgm_jax.config import Settings
+from ucgm_jax.errors import UserError
+from ucgm_jax.training.state import TrainState
+
+Tree = Any
+
+_WEIGHTS = ("parameters", "ema", "target", "optimizer")
+
+
+def _items(state: TrainState) -> dict[str, Tree]:
+    """The array items of a state; an absent target network is left out."""
+    items = {name: getattr(state, name) for name in _WEIGHTS if getattr(state, name) is not None}
+    scalars = {"step": state.step, "target_decay": state.target_decay, "bad_steps": state.bad_steps}
+    return items | {"progress": scalars}
+
+
+class Checkpoints:
+    """The checkpoints of one work folder.
+
+    Args:
+      workdir: the work folder; `checkpoints/` is made in it.
+      keep: how many to keep, the newest.
+    """
+
+    def __init__(self, workdir: pathlib.Path, keep: int):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(pathlib.Path(workdir).absolute() / "checkpoints", options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint's step."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, position: int, config: ml_collections.ConfigDict) -> None:
+        """Starts saving; returns as soon as the arrays are copied off the devices."""
+        arrays = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                **arrays,
+                data=ocp.args.JsonSave({"position": position}),
+                config=ocp.args.JsonSave(config_to_json(config)),
+            ),
+            force=True,
+        )
+
+    def restore(self, step: int, abstract: TrainState, shardings: TrainState) -> tuple[TrainState, int]:
+        """The state of a step on any mesh, and the data pipeline's position."""
+        wanted = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+        )
+        arrays = {name: ocp.args.StandardRestore(item) for name, item in _items(wanted).items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**arrays, data=ocp.args.JsonRestore()))
+        state = TrainState(
+            **{name: restored[name] if name in arrays else None for name in _WEIGHTS}, **restored["progress"]
+        )
+        return state, restored["data"]["position"]
+
+    def close(self) -> None:
+        """Waits for saves under way and stops the background threads."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def config_to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config as nested dicts of JSON values, tuples as lists."""
+    return {
+        key: config_to_json(value) if isinstance(value, ml_collections.ConfigDict) else value
+        for key, value in config.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A checkpoint on disk.
+
+    Attributes:
+      folder: of one step.
+      step: its number.
+      settings: of the run that wrote it.
+    """
+
+    folder: pathlib.Path
+    step: int
+    settings: Settings
+
+
+def find(folder: str | pathlib.Path, key: str = "--checkpoint") -> Found:
+    """The checkpoint in a folder: a work folder or its checkpoints/ (the newest step), or one step's folder.
+
+    Raises:
+      UserError: there is none, or it was not written by this project.
+    """
+    path = pathlib.Path(folder).absolute()
+    if not path.is_dir():
+        raise UserError(f"{key}={folder}: no such folder")
+    parent = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = sorted((int(p.name), p) for p in parent.iterdir() if p.name.isdecimal() and p.is_dir())
+    candidate = steps[-1][1] if steps else path
+    config_file = candidate / "config" / "metadata"
+    if not config_file.is_file() or not (candidate / "ema").is_dir():
+        raise UserError(f"{key}={folder}: holds no checkpoint of ucgm_jax (a work folder, or one step of it)")
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        stored = reader.restore(candidate / "config")
+    settings = config_module.build(ml_collections.ConfigDict(stored))
+    return Found(candidate, int(candidate.name) if candidate.name.isdecimal() else 0, settings)
+
+
+def read_weights(found: Found, abstract: Tree, shardings: Tree, item: str = "ema") -> Tree:
+    """One tree of weights of a checkpoint, placed as `shardings` say.
+
+    Raises:
+      UserError: its shapes are not those of the network.
+    """
+    wanted = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+        stored = reader.metadata(found.folder / item)
+        stored = getattr(stored, "item_metadata", stored)
+        stored = getattr(stored, "tree", stored)
+        difference = _first_difference(abstract, stored)
+        if difference:
+            raise UserError(f"{found.folder}: {difference}")
+        return reader.restore(found.folder / item, args=ocp.args.StandardRestore(wanted))
+
+
+def _first_difference(abstract: Tree, stored: Tree) -> str:
+    flat = lambda tree: {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    ours, theirs = flat(abstract), flat(stored)
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            return f"{name} has shape {theirs.get(name, 'none')}, the network needs {ours.get(name, 'none')}"
+    return ""

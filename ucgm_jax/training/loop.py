@@ -1,0 +1,242 @@
+"""A training run from its config to its last checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import pathlib
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from clu import parameter_overview
+
+from ucgm_jax import config as config_module
+from ucgm_jax.config import Settings
+from ucgm_jax.data import pipeline, sources
+from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.evaluation import pictures
+from ucgm_jax.evaluation.generate import Generator, balanced_labels
+from ucgm_jax.method import transports
+from ucgm_jax.networks import names
+from ucgm_jax.training import checkpoints, optimizers, sharding
+from ucgm_jax.training import state as state_module
+from ucgm_jax.training.checkpoints import Checkpoints
+from ucgm_jax.training.metrics import MetricsWriter, Progress
+from ucgm_jax.training.state import TrainState
+from ucgm_jax.training.step import compile_step
+
+LOG = logging.getLogger("ucgm_jax")
+
+# Keys that may differ from those that a work folder was begun with: they change how long and how a run goes on, not
+# what it computes.
+MAY_CHANGE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every",
+              "train.keep_checkpoints", "train.max_bad_steps", "mesh.", "data.read_threads", "data.prefetch",
+              "data.path", "sampler.", "guidance.", "expected.")  # fmt: skip
+
+
+class BadSteps(RuntimeError):
+    """Too many steps in a row had a non-finite loss or gradient."""
+
+
+def check_work_folder(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Refuses a work folder that was begun with another config; writes the config into a new one.
+
+    Raises:
+      UserError: naming the first key that differs.
+    """
+    path, ours = workdir / "config.json", checkpoints.config_to_json(config)
+    if path.exists():
+        theirs = dict(_flatten(json.loads(path.read_text())))
+        for key, value in _flatten(json.loads(json.dumps(ours))):
+            if theirs.get(key) != value and not key.startswith(MAY_CHANGE):
+                raise UserError(
+                    f"{key}={value!r}: {workdir} was begun with {theirs.get(key)!r}; use that or another --workdir"
+                )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise UserError(f"--workdir={workdir}: is not empty and holds no run; name a new folder")
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(ours, indent=2) + "\n")
+
+
+def _flatten(tree: dict[str, Any], prefix: str = ""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+class Run:
+    """Everything that a run is made of, built and checked before anything is written.
+
+    Attributes:
+      settings, config: of the run.
+      mesh, source, network, optimizer: as the settings name them.
+      abstract, shardings: shapes of the state and where its parts live.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        settings: Settings = config_module.build(config)
+        with user_errors():
+            transports.get(settings.transport)
+        self.mesh = sharding.make_mesh(settings.mesh)
+        sharding.check_batch(settings.train.batch_size, self.mesh)
+        self.optimizer = optimizers.build(settings.optimizer)
+        self.source = sources.build(settings.data)
+        # A checkpoint's config has to say what the network's input is, without the data set at hand.
+        size, _, channels = self.source.shape
+        data = dataclasses.replace(
+            settings.data, size=size, channels=channels, num_classes=self.source.num_classes
+        )
+        self.settings = settings = dataclasses.replace(settings, data=data)
+        self.config = config_module.to_config_dict(settings)
+        with user_errors():
+            self.network = names.build(settings.network, self.source.shape, self.source.num_classes)
+        self._init_from = self._find(settings.train.init_from, "train.init_from")
+        self._teacher_from = self._find(settings.train.teacher_from, "train.teacher_from")
+        self.abstract = state_module.abstract(self.network, self.optimizer, settings.objective)
+        self.shardings = state_module.shardings(self.abstract, self.optimizer, self.mesh)
+
+    def _find(self, folder: str, key: str) -> checkpoints.Found | None:
+        if not folder:
+            return None
+        found = checkpoints.find(folder, key)
+        theirs, ours = found.settings.transport, self.settings.transport
+        if theirs != ours:
+            raise UserError(f"{key}={folder}: was trained with transport={theirs}, this run has {ours}")
+        return found
+
+    def start(self) -> TrainState:
+        """The state before the first step, made where it will live."""
+        parameters = self._weights(self._init_from)
+        teacher = self._weights(self._teacher_from) if self._teacher_from else None
+        create = lambda p, teacher: state_module.create(p, teacher, self.optimizer, self.settings.objective)
+        return jax.jit(create, out_shardings=self.shardings)(parameters, teacher)
+
+    def _weights(self, found: checkpoints.Found | None) -> Any:
+        placed = self.shardings.parameters
+        if found:
+            return checkpoints.read_weights(found, self.network.abstract_parameters, placed)
+        key = jax.random.fold_in(jax.random.key(self.settings.seed), 2**31 - 1)  # no step has this number
+        return jax.jit(self.network.init, out_shardings=placed)(key)
+
+    def describe(self) -> str:
+        """Model size, mesh and bytes per device, for the log."""
+        count = parameter_overview.count_parameters(self.network.abstract_parameters)
+        parts = {
+            name: sharding.bytes_per_device(getattr(self.abstract, name), getattr(self.shardings, name))
+            for name in ("parameters", "optimizer", "ema", "target")
+            if getattr(self.abstract, name) is not None
+        }
+        mesh = " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
+        memory = ", ".join(f"{name} {size / 2**20:.1f}" for name, size in parts.items())
+        device = self.mesh.devices.flat[0]
+        return (
+            f"{self.network.name}: {count:,} parameters; data {self.settings.data.name}: {len(self.source):,} examples "
+            f"of {self.source.shape}\nmesh: {mesh} of {device.device_kind}, {jax.process_count()} processes; "
+            f"MiB per device: {memory}"
+        )
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> TrainState:
+    """Trains until `train.steps`, from the work folder's newest checkpoint where it has one.
+
+    Returns:
+      The last state.
+
+    Raises:
+      UserError: anything in the config or the work folder that does not fit; nothing was written then.
+      BadSteps: `train.max_bad_steps` steps in a row were not finite.
+    """
+    run, workdir = Run(config), pathlib.Path(workdir).absolute()
+    settings = run.settings
+    check_work_folder(workdir, run.config)
+    LOG.info(run.describe())
+    saved = Checkpoints(workdir, settings.train.keep_checkpoints)
+    latest = saved.latest_step()
+    if latest is None:
+        state, position = run.start(), 0
+    else:
+        state, position = saved.restore(latest, run.abstract, run.shardings)
+        LOG.info("resumed from step %d", latest)
+    try:
+        return _steps(run, workdir, saved, state, latest or 0, position)
+    finally:
+        saved.close()
+
+
+def _steps(
+    run: Run, workdir: pathlib.Path, saved: Checkpoints, state: TrainState, first: int, position: int
+) -> TrainState:
+    settings, train = run.settings, run.settings.train
+    host = pipeline.batches(
+        run.source,
+        batch_size=train.batch_size,
+        seed=settings.seed,
+        position=position,
+        random_flip=settings.data.random_flip,
+        read_threads=settings.data.read_threads,
+        prefetch=settings.data.prefetch,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    batches = pipeline.to_devices(host, sharding.batch_sharding(run.mesh))
+    step = compile_step(settings, run.network, run.optimizer, run.mesh, run.shardings)
+    samples = _sample_grid(run) if train.sample_every else None
+    writer, progress = MetricsWriter(workdir, first), Progress(train.steps, first)
+    last_time, last_step = time.monotonic(), first
+    for number in range(first + 1, train.steps + 1):
+        state, metrics = step(state, next(batches))
+        is_last = number == train.steps
+        if number % train.log_every == 0 or is_last:
+            scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            now = time.monotonic()
+            scalars["steps_per_second"] = (number - last_step) / (now - last_time)
+            last_time, last_step = now, number
+            writer.write(number, scalars)
+            progress.show(number, "  ".join(f"{name} {scalars[name]:.4g}" for name in ("loss", "gradient_norm")))
+            if scalars["non_finite_gradients"]:
+                LOG.warning("step %d: %d gradient entries were not finite", number, scalars["non_finite_gradients"])
+            if scalars["bad_steps"] >= train.max_bad_steps:
+                raise BadSteps(
+                    f"stopped at step {number}: {train.max_bad_steps} steps in a row had a non-finite loss or gradient "
+                    "(train.max_bad_steps); the checkpoints before are whole"
+                )
+        if is_last or (train.checkpoint_every and number % train.checkpoint_every == 0):
+            saved.save(number, state, number * train.batch_size, run.config)
+        if samples and (is_last or number % train.sample_every == 0):
+            pictures_folder = workdir / "samples"
+            samples(state.ema, pictures_folder / f"{number:08d}.png")
+    progress.close()
+    writer.close()
+    return state
+
+
+def _sample_grid(run: Run):
+    """A function that draws a grid with the evaluation average, always of the same noise and labels."""
+    classes = run.source.num_classes
+    points = run.source.shape[0] == 1
+    columns = min(max(classes, 8), 16)
+    count = 4096 if points else 4 * columns
+    parts = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    generator = Generator(
+        run.network,
+        transports.get(run.settings.transport),
+        run.settings.sampler,
+        run.settings.guidance,
+        run.mesh,
+        -(-count // parts) * parts,
+    )
+    labels = balanced_labels(count, classes)
+
+    def draw(parameters: Any, path: pathlib.Path) -> None:
+        x = generator(parameters, np.asarray(labels), seed=run.settings.seed)
+        if jax.process_index() == 0:
+            pictures.save(pictures.picture(x, columns), path)
+
+    return draw

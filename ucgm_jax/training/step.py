@@ -1,0 +1,138 @@
+"""One training step: UCGM-T's loss, its gradient, the optimiser and the moving averages, as one pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from ucgm_jax.config import Settings
+from ucgm_jax.method import objective, times, transports
+from ucgm_jax.method.transports import Transport
+from ucgm_jax.networks.names import Network
+from ucgm_jax.training import ema, sharding
+from ucgm_jax.training.optimizers import learning_rate_schedule
+from ucgm_jax.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def zero_non_finite(gradients: Any) -> tuple[Any, jax.Array]:
+    """The gradients with NaN and infinity replaced by 0, and how many entries there were."""
+    finite = jax.tree.map(jnp.isfinite, gradients)
+    count = sum(jnp.sum(~leaf) for leaf in jax.tree.leaves(finite))
+    return jax.tree.map(lambda g, ok: jnp.where(ok, g, 0), gradients, finite), count
+
+
+def training_frame(transport: Transport) -> tuple[Transport, Callable[[Callable], Callable]]:
+    """The transport with noise at t = 1, and what turns a network of the given transport into one of that."""
+    if transport.noise_time == 1:
+        return transport, lambda network: network
+    return transports.mirrored(transport), transports.mirrored_network
+
+
+def batch_loss(
+    settings: Settings, network: Network, parameters: Any, target: Any | None, batch: Metrics, key: jax.Array
+) -> jax.Array:
+    """Mean UCGM-T loss of one batch.
+
+    Args:
+      settings: of the run.
+      network: the network, in the transport's own time.
+      parameters: the weights that gradients flow to.
+      target: the target network's weights; None means the online ones.
+      batch: {"x": (B, H, W, C), "label": (B,)}.
+      key: everything random of this step comes from it.
+    """
+    time_key, noise_key, dropout_key = jax.random.split(key, 3)
+    transport, frame = training_frame(transports.get(settings.transport))
+    x, labels = batch["x"], batch["label"]
+    bind = lambda weights: frame(network.bind(weights, dropout_key))
+    frozen = jax.lax.stop_gradient(parameters)
+    losses, _ = objective.loss(
+        settings.objective,
+        transport,
+        network=bind(parameters),
+        frozen_network=bind(frozen),
+        target_network=bind(frozen if target is None else target),
+        x=x,
+        z=jax.random.normal(noise_key, x.shape, x.dtype),
+        t=times.training_times(time_key, x.shape[0], settings.objective.time_distribution),
+        labels=labels,
+        null_label=network.null_label,
+    )
+    return losses.mean()
+
+
+def train_step(
+    settings: Settings,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Metrics,
+) -> tuple[TrainState, Metrics]:
+    """One step of UCGM-T (arXiv 2505.07447, Algorithm 1). Pure; randomness is folded from (seed, step).
+
+    Returns:
+      The next state, and scalars: "loss", "gradient_norm" (before clipping), "learning_rate",
+      "non_finite_gradients" (entries set to 0) and "bad_steps" (in a row).
+    """
+    key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+    target, target_decay = state.target, state.target_decay
+    if target is not None and settings.objective.target_decay < 1:
+        target = ema.moving_average(target, state.parameters, target_decay)
+        target_decay = ema.next_target_decay(target_decay, settings.objective.target_decay)
+
+    loss, gradients = jax.value_and_grad(
+        lambda parameters: batch_loss(settings, network, parameters, target, batch, key)
+    )(state.parameters)
+    gradients, non_finite = zero_non_finite(gradients)
+    norm = optax.global_norm(gradients)
+    if settings.optimizer.max_gradient_norm:
+        factor = jnp.minimum(1.0, settings.optimizer.max_gradient_norm / (norm + 1e-6))
+        gradients = jax.tree.map(lambda g: g * factor, gradients)
+
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
+    parameters = optax.apply_updates(state.parameters, updates)
+    limit = settings.train.max_bad_steps
+    bad = (non_finite > 0) | ~jnp.isfinite(loss)
+    bad_steps = jnp.where(state.bad_steps >= limit, state.bad_steps, jnp.where(bad, state.bad_steps + 1, 0))
+    metrics = {
+        "loss": loss,
+        "gradient_norm": norm,
+        "learning_rate": jnp.asarray(learning_rate_schedule(settings.optimizer)(state.step)),
+        "non_finite_gradients": non_finite,
+        "bad_steps": bad_steps,
+    }
+    return (
+        TrainState(
+            step=state.step + 1,
+            parameters=parameters,
+            optimizer=optimizer_state,
+            ema=ema.moving_average(state.ema, parameters, settings.train.ema_decay),
+            target=target,
+            target_decay=target_decay,
+            bad_steps=bad_steps,
+        ),
+        metrics,
+    )
+
+
+def compile_step(
+    settings: Settings,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    state_shardings: TrainState,
+) -> Callable[[TrainState, Metrics], tuple[TrainState, Metrics]]:
+    """The jitted training step: sharded over the mesh, its state donated."""
+    return jax.jit(
+        lambda state, batch: train_step(settings, network, optimizer, state, batch),
+        in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(state_shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
