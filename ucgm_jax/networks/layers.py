@@ -272,7 +272,7 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) ->
     return build(rngs)
 
 
-def run_stack(blocks: nnx.Module, x: Array, *inputs: Any, remat: str) -> Array:
+def run_stack(blocks: nnx.Module, x: Array, *inputs: Any, remat: str, unroll: int = 1) -> Array:
     """x through all modules of a `stack` in turn, as one `lax.scan` that compiles a single module.
 
     Args:
@@ -280,6 +280,7 @@ def run_stack(blocks: nnx.Module, x: Array, *inputs: Any, remat: str) -> Array:
       x: the activation that is handed on.
       *inputs: further arguments, the same for every module.
       remat: what the backward pass keeps of each module: a key of `REMATERIALISATION`.
+      unroll: modules per iteration; more compile longer and may run faster.
     """
     graph, parameters = nnx.split(blocks)
 
@@ -288,4 +289,4 @@ def run_stack(blocks: nnx.Module, x: Array, *inputs: Any, remat: str) -> Array:
 
     if remat != "none":
         body = jax.checkpoint(body, policy=REMATERIALISATION[remat], prevent_cse=False)
-    return jax.lax.scan(body, x, parameters)[0]
+    return jax.lax.scan(body, x, parameters, unroll=unroll)[0]
