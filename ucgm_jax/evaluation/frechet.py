@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import warnings
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
+
+from ucgm_jax.evaluation import hosts
 
 
 class MetricError(ValueError):
@@ -112,15 +112,11 @@ class FrechetStatistics:
         """
         if self.mean is None or self.scatter is None:
             raise MetricError("Frechet statistics: this host has no features")
-        if jax.process_count() == 1:
-            return self
-        packed = np.concatenate([[float(self.count)], self.mean, self.scatter.ravel()])
-        # As pairs of 32-bit words: JAX would round 64-bit floats to 32 bits on the way.
-        gathered = np.asarray(multihost_utils.process_allgather(packed.view(np.uint32)))
         merged = FrechetStatistics()
-        for row in np.ascontiguousarray(gathered).view(np.float64):
-            size = len(self.mean)
-            merged._join(round(row[0]), row[1 : 1 + size], row[1 + size :].reshape(size, size))
+        # Host after host, so that the order of additions, and with it every bit, is the same everywhere.
+        rows = hosts.gather(np.concatenate([[float(self.count)], self.mean, self.scatter.ravel()]))
+        for count, mean, scatter in ((row[0], *np.split(row[1:], [len(self.mean)])) for row in rows):
+            merged._join(round(count), mean, scatter.reshape(self.scatter.shape))
         return merged
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
