@@ -7,10 +7,11 @@ import warnings
 
 import numpy as np
 
+from ucgm_jax.errors import UserError
 from ucgm_jax.evaluation import hosts
 
 
-class MetricError(ValueError):
+class MetricError(UserError):
     """Samples, features or statistics that a metric cannot be computed from; the message is one line."""
 
 
