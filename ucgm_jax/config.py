@@ -292,12 +292,14 @@ def parse_flags(argv: list[str], **others: tuple[Any, str]) -> tuple[ml_collecti
         result = result if isinstance(result, ml_collections.ConfigDict) else ml_collections.ConfigDict(result)
     except UserError:
         raise
-    except FileNotFoundError as error:
-        raise UserError(f"--config: no such file: {error.filename}") from error
+    except OSError as error:  # what config_flags raises, on first use, for a file that it could not load
+        raise UserError(f"--config: {' '.join(str(error.__cause__ or error).split())}") from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         # config_flags reports an unknown override as an AttributeError that proposes a similar key.
         message = " ".join(str(error).replace("\\'", "'").strip("'\"").split())
-        raise UserError(f"--config: unknown key: {message}" if isinstance(error, AttributeError) else message) from error
+        raise UserError(
+            f"--config: unknown key: {message}" if isinstance(error, AttributeError) else message
+        ) from error
     given = {name: values[name].value for name in others}
     for name, (default, text) in others.items():
         if default is None and given[name] is None:

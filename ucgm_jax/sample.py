@@ -128,7 +128,9 @@ def main(argv: list[str]) -> int:
         np.savez(out, x=x, labels=labels, indices=np.arange(count))
     else:
         pictures.save(pictures.picture(x, min(max(len(classes), 8), 16)), out)
-    print(f"{count} samples of step {found.step} with {sampler.steps} steps ({generator.nfe} NFE): {out}", file=sys.stdout)
+    print(
+        f"{count} samples of step {found.step} with {sampler.steps} steps ({generator.nfe} NFE): {out}", file=sys.stdout
+    )
     return 0
 
 

@@ -60,7 +60,9 @@ def test_cautious_mask_is_rescaled_for_each_block_of_a_stack(name):
 
     stacked = run("blocks", slice(None))
     for block in range(2):
-        np.testing.assert_allclose(stacked[block : block + 1], run("patch_embedding", slice(block, block + 1)), rtol=1e-6)
+        np.testing.assert_allclose(
+            stacked[block : block + 1], run("patch_embedding", slice(block, block + 1)), rtol=1e-6
+        )
     assert not np.allclose(stacked, run("patch_embedding", slice(None)), rtol=1e-6)
 
 

@@ -20,9 +20,7 @@ from ucgm_jax.errors import UserError
 class _Rows:
     """Random access to one process's rows of every global batch, from a first step on."""
 
-    def __init__(
-        self, source: Source, *, batch_size: int, seed: int, random_flip: bool, first_step: int, rows: slice
-    ):
+    def __init__(self, source: Source, *, batch_size: int, seed: int, random_flip: bool, first_step: int, rows: slice):
         self._source, self._batch_size, self._seed = source, batch_size, seed
         self._random_flip, self._first_step, self._rows = random_flip, first_step, rows
         # Shuffled anew in every epoch.
@@ -94,8 +92,6 @@ def to_devices(
     """Global arrays of "x" and "label", whose transfer starts `ahead` batches before they are asked for."""
     waiting: collections.deque = collections.deque()
     for batch in host_batches:
-        waiting.append(
-            {name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in ("x", "label")}
-        )
+        waiting.append({name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in ("x", "label")})
         if len(waiting) > ahead:
             yield waiting.popleft()

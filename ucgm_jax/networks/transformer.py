@@ -1,9 +1,9 @@
 """Diffusion transformers: SiT, LightningDiT and TiT are one network with different options; DDT splits it in two.
 
-    SiT           Ma et al., arXiv 2401.08740     layer norm, GELU perceptron
-    LightningDiT  Yao et al., arXiv 2501.01423    RMS norm with scale, SwiGLU, rotary embedding
-    TiT           Sun et al., arXiv 2505.07447    RMS norm without parameters, also on queries and keys, SwiGLU, rotary
-    DDT           Wang et al., arXiv 2504.05741   an encoder conditioned on (t, label) conditions a decoder per token
+SiT           Ma et al., arXiv 2401.08740     layer norm, GELU perceptron
+LightningDiT  Yao et al., arXiv 2501.01423    RMS norm with scale, SwiGLU, rotary embedding
+TiT           Sun et al., arXiv 2505.07447    RMS norm without parameters, also on queries and keys, SwiGLU, rotary
+DDT           Wang et al., arXiv 2504.05741   an encoder conditioned on (t, label) conditions a decoder per token
 """
 
 from __future__ import annotations

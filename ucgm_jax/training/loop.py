@@ -17,7 +17,7 @@ from clu import parameter_overview
 from ucgm_jax import config as config_module
 from ucgm_jax.config import Settings
 from ucgm_jax.data import pipeline, sources
-from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.errors import RunError, UserError, user_errors
 from ucgm_jax.evaluation import pictures
 from ucgm_jax.evaluation.generate import Generator, balanced_labels
 from ucgm_jax.method import transports
@@ -38,7 +38,7 @@ MAY_CHANGE = ("train.steps", "train.log_every", "train.checkpoint_every", "train
               "data.path", "sampler.", "guidance.", "expected.")  # fmt: skip
 
 
-class BadSteps(RuntimeError):
+class BadSteps(RunError):
     """Too many steps in a row had a non-finite loss or gradient."""
 
 
@@ -90,9 +90,7 @@ class Run:
         self.source = sources.build(settings.data)
         # A checkpoint's config has to say what the network's input is, without the data set at hand.
         size, _, channels = self.source.shape
-        data = dataclasses.replace(
-            settings.data, size=size, channels=channels, num_classes=self.source.num_classes
-        )
+        data = dataclasses.replace(settings.data, size=size, channels=channels, num_classes=self.source.num_classes)
         self.settings = settings = dataclasses.replace(settings, data=data)
         self.config = config_module.to_config_dict(settings)
         with user_errors():
