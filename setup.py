@@ -1,5 +1,7 @@
 """Installs ucgm_jax. Lower bounds are the versions that were tried."""
 
+import pathlib
+
 from setuptools import find_packages, setup
 
 REQUIREMENTS = [
@@ -24,7 +26,7 @@ setup(
     name="ucgm_jax",
     version="0.1.0",
     description="Unified Continuous Generative Models (UCGM) in JAX: training, few-step tuning and sampling",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

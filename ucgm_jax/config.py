@@ -174,7 +174,7 @@ class GuidanceSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ExpectedSettings:
-    """What the paper reports for a config: Frechet Inception distance and network calls ("40x2": guided). For tables."""
+    """What the paper reports for a config: Frechet Inception distance and network calls ("40x2": guided)."""
 
     fid: float = 0.0
     nfe: str = ""

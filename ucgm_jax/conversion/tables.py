@@ -29,7 +29,7 @@ class Layout:
       to_torch: Flax array -> PyTorch array.
       to_flax: (PyTorch array, Flax shape) -> Flax array; the inverse.
 
-    Both use array methods alone, so that they work on NumPy arrays (as views where possible) and under `jax.eval_shape`.
+    Both use array methods alone, so that they work on NumPy arrays (as views where possible) and abstractly.
     """
 
     to_torch: Callable[[Any], Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ucgm_jax.conversion.tables import COPY, FLATTENED, LINEAR, Computed, Rule, Table, linear, patch_bias, patches
+from ucgm_jax.conversion.tables import COPY, FLATTENED, Computed, Rule, Table, linear, patches
 from ucgm_jax.networks import layers
 from ucgm_jax.networks.transformer import TransformerSettings
 

@@ -1,7 +1,7 @@
 """How good samples of a small data set are, without a network to download: judged in pixel space.
 
-The Frechet distance is taken between pixels themselves rather than Inception features, which know nothing of 8x8 digits;
-a support-vector classifier fitted on the real examples says whether a sample shows the label that was asked for.
+The Frechet distance is taken between pixels rather than Inception features, which know nothing of 8x8 digits; a
+support-vector classifier fitted on the real examples says whether a sample shows the label that was asked for.
 Agreement alone shows little: it is high even for blurred class means.
 """
 
