@@ -72,7 +72,7 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
 if __name__ == "__main__":
     # A run that another process kills: slowly, so that there is time for it.
     def slowly(images, places):
-        time.sleep(0.01)
+        time.sleep(0.03)
         return pixels(images, places)
 
     preparation.run(job(pathlib.Path(sys.argv[2])), ImageFolder(sys.argv[1]), slowly)
