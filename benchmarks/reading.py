@@ -107,7 +107,7 @@ def memory_over_an_epoch(folder: pathlib.Path, batch_size: int) -> list[float]:
     return result
 
 
-def step_times(folder: pathlib.Path, batch_size: int, steps: int, hidden_size: int) -> tuple[float, float]:
+def step_times(folder: pathlib.Path, batch_size: int, steps: int, hidden_size: int, depth: int) -> tuple[float, float]:
     """Median seconds of a training step: with one batch that stays on the device, with batches from the pipeline."""
     import jax
     import jax.numpy as jnp
@@ -117,7 +117,7 @@ def step_times(folder: pathlib.Path, batch_size: int, steps: int, hidden_size: i
     from ucgm_jax.networks import names
 
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    settings = names.NetworkSettings("TiT-B/2", hidden_size=hidden_size, compute_dtype=dtype, remat="dots")
+    settings = names.NetworkSettings("TiT-B/2", hidden_size=hidden_size, depth=depth, compute_dtype=dtype, remat="dots")
     network = names.build(settings, (SHAPE[1], SHAPE[2], SHAPE[0]), CLASSES)
     optimizer = optax.adamw(1e-4)
     parameters = jax.jit(network.init)(jax.random.key(0))
@@ -162,13 +162,14 @@ def main() -> None:
     parser.add_argument("--cpu", type=int, default=0, help="the core to use; -1 for all")
     parser.add_argument("--steps", type=int, default=0, help="also compare training steps, so many")
     parser.add_argument("--hidden-size", type=int, default=768, help="of the TiT-B/2 of --steps")
+    parser.add_argument("--depth", type=int, default=12, help="of the TiT-B/2 of --steps")
     given = parser.parse_args()
     print(f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         write_shards(folder, given.examples)
         if given.steps:
-            synthetic, real = step_times(folder, given.batch_size, given.steps, given.hidden_size)
+            synthetic, real = step_times(folder, given.batch_size, given.steps, given.hidden_size, given.depth)
             print(
                 f"step: synthetic {synthetic * 1e3:.2f} ms, real data {real * 1e3:.2f} ms: {real / synthetic - 1:+.2%}"
             )
