@@ -33,13 +33,16 @@ class DataSettings:
 
     Attributes:
       name: a key of `data.sources.SOURCES`.
-      path: its folder, where it has one.
+      path: its folder, where it has one; for images also tfds:NAME@SPLIT.
       size: height and width of one example.
       channels: channels of one example.
       num_classes: number of labels.
       random_flip: mirror half of the images from left to right.
       read_threads: threads that read batches ahead.
       prefetch: batches that are read ahead.
+      autoencoder: published name of the autoencoder whose latents these are; "" takes the folder's manifest's.
+      statistics: file with mean and std of the latents; "" takes the folder's.
+      verify_checksums: read every shard before the start and compare it with the folder's manifest.
     """
 
     name: str = "digits"
@@ -50,6 +53,9 @@ class DataSettings:
     random_flip: bool = False
     read_threads: int = 1
     prefetch: int = 4
+    autoencoder: str = ""
+    statistics: str = ""
+    verify_checksums: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from ucgm_jax.networks import layers, transformer
-
-Parameters = Any  # a nested dict of arrays
+from ucgm_jax.networks.functional import Functional, Parameters
 
 # hidden size, depth, heads
 TRANSFORMER_SIZES = {
@@ -65,12 +62,11 @@ class NetworkSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class Network(Functional):
     """A network as functions of its parameters: everything a trainer or a sampler needs to know of it.
 
-    Attributes:
+    Attributes, beside `make`:
       name: the name that it was built from.
-      make: rngs -> NNX module.
       shape: (H, W, C) of one input.
       num_classes: number of labels.
       family: key of its conversion table.
@@ -80,7 +76,6 @@ class Network:
     """
 
     name: str
-    make: Callable[[nnx.Rngs], nnx.Module]
     shape: tuple[int, int, int]
     num_classes: int
     family: str
@@ -93,19 +88,6 @@ class Network:
         """The label that stands for none."""
         return self.num_classes
 
-    def init(self, key: jax.Array) -> Parameters:
-        """Fresh parameters, float32, from the published initialisation. Pure: may be jitted with output shardings."""
-        return nnx.to_pure_dict(nnx.state(self.make(nnx.Rngs(params=key)), nnx.Param))
-
-    @functools.cached_property
-    def _graph(self) -> nnx.GraphDef:
-        return nnx.split(nnx.eval_shape(lambda: self.make(nnx.Rngs(params=0))), nnx.Param, ...)[0]
-
-    @functools.cached_property
-    def abstract_parameters(self) -> Parameters:
-        """The parameters' shapes and dtypes, without memory."""
-        return jax.eval_shape(self.init, jax.random.key(0))
-
     def apply(
         self,
         parameters: Parameters,
@@ -115,7 +97,7 @@ class Network:
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """F(x, t, labels) for x (B, H, W, C), t (B,), labels (B,) int; dropout only where a key is given."""
-        module = nnx.merge(self._graph, nnx.State(parameters), nnx.State({}), copy=True)
+        module = self.module(parameters)
         return module(x, t, labels, dropout_key) if self.dropout else module(x, t, labels)
 
     def bind(self, parameters: Parameters, dropout_key: jax.Array | None = None) -> Callable:
