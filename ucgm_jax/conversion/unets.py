@@ -7,9 +7,9 @@ The original authors' files hold the same U-Nets inside a preconditioner without
     DDPM++  the keys have the prefix "model."; "model.map_augment.weight" serves augmentation labels, absent in sampling
 
 Their denoiser, with data of standard deviation 1/2 (arXiv 2206.00364, equation 7 and table 1), is
-D(y; sigma) = c_skip y + c_out U(c_in y, ln(sigma) / 4). It is the data estimate of the EDM transport at x_t = c_in y and
-2.68 t - 1.59 = ln(sigma) / 4 with F = U, so that the weights need no change. The originals' networks with labels were
-trained without a null label: EDM2 guides them with a second, unconditional network.
+D(y; sigma) = c_skip y + c_out U(c_in y, ln(sigma) / 4). It is the data estimate of the EDM transport at x_t = c_in y
+and 2.68 t - 1.59 = ln(sigma) / 4 with F = U, so that the weights need no change. EDM2's original networks know no null
+label: they are guided with a second, unconditional network.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import math
 import numpy as np
 
 from ucgm_jax.conversion.tables import CONVOLUTION, COPY, LINEAR, Computed, Layout, Rule, Table
-from ucgm_jax.networks import convolutions, edm2
+from ucgm_jax.networks import convolutions
 from ucgm_jax.networks.convolutions import BlockPlan, UNetSettings
 from ucgm_jax.networks.unet import has_skip
 
@@ -55,16 +55,16 @@ def query_key_value(heads: int) -> Layout:
     return Layout(to_torch, to_flax)
 
 
-def _plans(settings: UNetSettings, stem: int) -> list[tuple[BlockPlan, str, str]]:
+def _plans(settings: UNetSettings) -> list[tuple[BlockPlan, str, str]]:
     """Every block with its PyTorch and its Flax path."""
-    encoder = [(plan, f"enc.{plan.name}", f"encoder/{plan.name}") for plan in convolutions.encoder_plan(settings, stem)]
-    decoder = [(plan, f"dec.{plan.name}", f"decoder/{plan.name}") for plan in convolutions.decoder_plan(settings, stem)]
-    return encoder + decoder
+    encoder, decoder = convolutions.encoder_plan(settings), convolutions.decoder_plan(settings)
+    return [(plan, f"enc.{plan.name}", f"contracting/{plan.name}") for plan in encoder] + [
+        (plan, f"dec.{plan.name}", f"expanding/{plan.name}") for plan in decoder
+    ]
 
 
 def edm2_unet(settings: UNetSettings) -> Table:
     """EDM2: no biases; the Fourier features' frequencies and phases are stored buffers."""
-    stem = edm2.stem_channels(settings)
     weight = lambda torch, flax, layout: Rule(f"{torch}.weight", f"{flax}/kernel", layout)
     table: Table = [
         Rule("out_gain", "output_gain"),
@@ -76,7 +76,7 @@ def edm2_unet(settings: UNetSettings) -> Table:
     ]
     if settings.num_classes:
         table.append(weight("emb_label", "label_embedding", LINEAR))
-    for plan, torch, flax in _plans(settings, stem):
+    for plan, torch, flax in _plans(settings):
         table += [
             Rule(f"{torch}.emb_gain", f"{flax}/embedding_gain"),
             weight(f"{torch}.emb_linear", f"{flax}/embedding", LINEAR),
@@ -113,7 +113,7 @@ def unet(settings: UNetSettings) -> Table:
     table += _affine(f"enc.{size}_conv", "stem", CONVOLUTION)
     table += _norm(f"dec.{size}_aux_norm", "output_norm")
     table += _affine(f"dec.{size}_aux_conv", "output", CONVOLUTION)
-    for plan, torch, flax in _plans(settings, settings.model_channels):
+    for plan, torch, flax in _plans(settings):
         for index in (0, 1):
             table += _norm(f"{torch}.norm{index}", f"{flax}/norm{index}")
             table += _affine(f"{torch}.conv{index}", f"{flax}/convolution{index}", CONVOLUTION)

@@ -51,12 +51,13 @@ class UNetSettings:
       size: height and width of the input; divisible by 2 for every level after the first.
       channels: channels of input and output.
       num_classes: number of labels; the label num_classes stands for none.
-      model_channels: channels at full resolution are this times the first multiplier.
-      multipliers: one for each level, from full resolution down.
+      model_channels: what the multipliers are applied to.
+      multipliers: of channels, one for each level, from full resolution down.
       blocks: per level of the encoder; the decoder has one more.
       attention_sizes: heights at which blocks attend.
       decoder_attention: which of a decoder level's blocks attend: "all" or the "last". The first block of the way
         out always does.
+      stem_multiplier: of the channels that the first convolution gives.
       head_channels: channels of one attention head (a block with fewer does not attend); 0 for a single head.
       dropout: rate inside the blocks, in training.
       attention: backend, see `layers.attend`.
@@ -72,20 +73,26 @@ class UNetSettings:
     blocks: int
     attention_sizes: tuple[int, ...]
     decoder_attention: str = "all"
+    stem_multiplier: int = 1
     head_channels: int = 0
     dropout: float = 0.0
     attention: str = "auto"
     remat: str = "none"
     dtype: Any = jnp.float32
 
+    @property
+    def stem(self) -> int:
+        """Channels after the first convolution."""
+        return self.model_channels * self.stem_multiplier
+
     def heads(self, channels: int) -> int:
         """Attention heads of a block of so many channels."""
         return channels // self.head_channels if self.head_channels else 1
 
 
-def encoder_plan(settings: UNetSettings, stem: int) -> list[BlockPlan]:
-    """The blocks of the way in, after a first convolution to `stem` channels."""
-    plan, width = [], stem
+def encoder_plan(settings: UNetSettings) -> list[BlockPlan]:
+    """The blocks of the way in, after the first convolution."""
+    plan, width = [], settings.stem
     for level, multiplier in enumerate(settings.multipliers):
         size, channels = settings.size >> level, settings.model_channels * multiplier
         if level:
@@ -97,9 +104,9 @@ def encoder_plan(settings: UNetSettings, stem: int) -> list[BlockPlan]:
     return plan
 
 
-def decoder_plan(settings: UNetSettings, stem: int) -> list[BlockPlan]:
-    """The blocks of the way out; the arguments of `encoder_plan`."""
-    skips = [stem] + [block.outputs for block in encoder_plan(settings, stem)]
+def decoder_plan(settings: UNetSettings) -> list[BlockPlan]:
+    """The blocks of the way out."""
+    skips = [settings.stem] + [block.outputs for block in encoder_plan(settings)]
     plan, width = [], skips[-1]
     for level, multiplier in reversed(list(enumerate(settings.multipliers))):
         size, channels = settings.size >> level, settings.model_channels * multiplier
@@ -169,7 +176,7 @@ def run_blocks(
     Args:
       settings: of the network.
       encoder, decoder: the blocks of both plans by name; each is called with (x, embedding, a dropout key or None).
-      x: the first convolution's output, (B, H, W, stem).
+      x: the first convolution's output.
       embedding: of time and label, (B, features).
       concatenate: joins the decoder's activation and the encoder's along the channels.
       dropout_key: None for no dropout; each block draws from a key of its own.
@@ -177,7 +184,6 @@ def run_blocks(
     Returns:
       (B, H, W, C), C the channels of full resolution.
     """
-    stem = x.shape[-1]
     skips, count = [x], 0
 
     def run(block: nnx.Module, x: Array) -> Array:
@@ -191,9 +197,9 @@ def run_blocks(
         policy = layers.REMATERIALISATION[settings.remat]
         return jax.checkpoint(call, policy=policy)(parameters, x, embedding, key)
 
-    for plan in encoder_plan(settings, stem):
+    for plan in encoder_plan(settings):
         x = run(encoder[plan.name], x)
         skips.append(x)
-    for plan in decoder_plan(settings, stem):
+    for plan in decoder_plan(settings):
         x = run(decoder[plan.name], concatenate(x, skips.pop()) if plan.concatenate else x)
     return x

@@ -29,7 +29,7 @@ LARGEST_ACTIVATION = 256.0  # blocks clip what they give out (appendix B: keeps 
 SILU_MAGNITUDE = 0.596  # root mean square of silu(x) for normal x
 
 
-# --- magnitude-preserving operations -----------------------------------------------------------------------------------
+# --- magnitude-preserving operations ----------------------------------------------------------------------------------
 
 
 def unit_magnitude(x: Array, axes: int | tuple[int, ...], epsilon: float = 1e-4) -> Array:
@@ -95,11 +95,11 @@ class Projection(nnx.Module):
         return jax.lax.conv_general_dilated(x, weights, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-# --- the network -------------------------------------------------------------------------------------------------------
+# --- the network ------------------------------------------------------------------------------------------------------
 
 
 class Block(nnx.Module):
-    """A residual block with optional self-attention (figure 21); the encoder normalises pixels, the decoder does not."""
+    """A residual block with optional self-attention (figure 21); the encoder normalises its pixels."""
 
     def __init__(self, settings: UNetSettings, plan: BlockPlan, *, rngs: nnx.Rngs):
         self.settings, self.plan = settings, plan
@@ -131,9 +131,7 @@ class Block(nnx.Module):
 
     def _attention(self, x: Array) -> Array:
         backend, pixel_norm = self.settings.attention, lambda parts: unit_magnitude(parts, -1)
-        return self.projection(
-            convolutions.attend_between_pixels(self.qkv(x), self.plan.heads, backend, pixel_norm)
-        )
+        return self.projection(convolutions.attend_between_pixels(self.qkv(x), self.plan.heads, backend, pixel_norm))
 
 
 class EDM2(nnx.Module):
@@ -141,7 +139,7 @@ class EDM2(nnx.Module):
 
     def __init__(self, settings: UNetSettings, *, rngs: nnx.Rngs):
         self.settings = settings
-        stem, features = stem_channels(settings), embedding_channels(settings)
+        stem, features = settings.stem, embedding_channels(settings)
         self.noise_features = FourierFeatures(stem, rngs=rngs)
         self.noise_embedding = Projection(stem, features, rngs=rngs)
         if settings.num_classes:
@@ -149,8 +147,8 @@ class EDM2(nnx.Module):
         # One input channel is constant: it stands in for a bias.
         self.stem = Projection(settings.channels + 1, stem, 3, rngs=rngs)
         block = lambda plan: Block(settings, plan, rngs=rngs)
-        self.encoder = nnx.Dict({plan.name: block(plan) for plan in convolutions.encoder_plan(settings, stem)})
-        self.decoder = nnx.Dict({plan.name: block(plan) for plan in convolutions.decoder_plan(settings, stem)})
+        self.contracting = nnx.Dict({plan.name: block(plan) for plan in convolutions.encoder_plan(settings)})
+        self.expanding = nnx.Dict({plan.name: block(plan) for plan in convolutions.decoder_plan(settings)})
         self.output = Projection(settings.model_channels * settings.multipliers[0], settings.channels, 3, rngs=rngs)
         self.output_gain = nnx.Param(jnp.zeros(()))
 
@@ -164,8 +162,8 @@ class EDM2(nnx.Module):
         x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1).astype(settings.dtype)
         x = convolutions.run_blocks(
             settings,
-            self.encoder,
-            self.decoder,
+            self.contracting,
+            self.expanding,
             self.stem(x),
             embedding,
             concatenate=concatenate,
@@ -183,18 +181,13 @@ class EDM2(nnx.Module):
         return silu(embedding)
 
 
-def stem_channels(settings: UNetSettings) -> int:
-    """Channels of the first convolution and of the noise features."""
-    return settings.model_channels * settings.multipliers[0]
-
-
 def embedding_channels(settings: UNetSettings) -> int:
     """Channels of the embedding: those of the widest level."""
     return settings.model_channels * max(settings.multipliers)
 
 
 def normalise_weights(parameters: Parameters) -> Parameters:
-    """Forced weight normalisation (section 2.3, equation 66): every kernel scaled to magnitude 1 per output, in float32.
+    """Forced weight normalisation (equation 66): every kernel scaled to magnitude 1 per output, in float32.
 
     Applied to the parameters after each update, and once to those that training starts from. It leaves the network's
     output as it is and keeps the effective learning rate from falling as weights grow. Gains and buffers stay.

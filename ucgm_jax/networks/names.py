@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ucgm_jax.networks import edm2, layers, transformer, unet
+from ucgm_jax.networks import convolutions, edm2, layers, transformer, unet
 from ucgm_jax.networks.convolutions import UNetSettings
 
 Parameters = Any  # a nested dict of arrays
@@ -129,7 +129,7 @@ class Network:
     @functools.cached_property
     def abstract_parameters(self) -> Parameters:
         """The parameters' shapes and dtypes, without memory."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return nnx.to_pure_dict(nnx.state(self._abstract_module, STORED))
 
     def apply(
         self,
@@ -243,18 +243,23 @@ def _unet(settings: NetworkSettings, family: str, shape, num_classes: int, **pub
     if settings.num_heads:
         raise ValueError(f"network.num_heads={settings.num_heads}: must be 0 for {settings.name}")
     options = UNET_FAMILIES[family] | published | {name: value for name, value in chosen.items() if value}
+    height, _, channels = shape
     multiple = 2 ** (len(options["multipliers"]) - 1)
-    if shape[0] % multiple:
-        raise ValueError(f"network.name={settings.name!r}: input size {shape[0]} must be a multiple of {multiple}")
+    if height % multiple:
+        raise ValueError(f"network.name={settings.name!r}: input size {height} must be a multiple of {multiple}")
     options = UNetSettings(
-        size=shape[0],
-        channels=shape[2],
+        size=height,
+        channels=channels,
         num_classes=num_classes,
         attention=settings.attention,
         remat=settings.remat,
         dtype=jnp.dtype(settings.compute_dtype),
         **options,
     )
+    for plan in convolutions.encoder_plan(options) + convolutions.decoder_plan(options):
+        divisors = (unet.groups(plan.inputs), unet.groups(plan.outputs)) if family == "UNet+" else (1, plan.heads or 1)
+        if plan.inputs % divisors[0] or plan.outputs % divisors[1]:
+            raise ValueError(f"network.hidden_size={options.model_channels}: does not split evenly; multiples of 64 do")
     return unet_network(settings.name, family, options)
 
 

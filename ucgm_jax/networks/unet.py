@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +29,14 @@ def xavier(gain: float = 1.0) -> nnx.Initializer:
 NEARLY_ZERO = xavier(1e-5)  # of the layers that end a residual branch, and of the output
 
 
-def group_norm(channels: int, dtype, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Groups of at least 4 channels, at most 32 of them."""
-    groups = min(32, channels // 4)
-    return nnx.GroupNorm(channels, num_groups=groups, use_fast_variance=False, dtype=dtype, rngs=rngs)
+def groups(channels: int) -> int:
+    """Groups of a group normalisation: at most 32, of at least 4 channels."""
+    return min(32, channels // 4)
+
+
+def group_norm(channels: int, dtype: Any, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """Group normalisation with scale and bias, its statistics in float32."""
+    return nnx.GroupNorm(channels, num_groups=groups(channels), use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
 def noise_features(noise: Array, features: int) -> Array:
@@ -81,7 +86,7 @@ class UNet(nnx.Module):
 
     def __init__(self, settings: UNetSettings, *, rngs: nnx.Rngs):
         self.settings = settings
-        stem, features = settings.model_channels, settings.model_channels * EMBEDDING_MULTIPLIER
+        stem, features = settings.stem, settings.model_channels * EMBEDDING_MULTIPLIER
         # The embedding is small: it stays in float32.
         linear = functools.partial(nnx.Linear, kernel_init=xavier(), rngs=rngs)
         convolution = functools.partial(nnx.Conv, kernel_size=(3, 3), dtype=settings.dtype, rngs=rngs)
@@ -91,8 +96,8 @@ class UNet(nnx.Module):
         self.embedding1 = linear(features, features)
         self.stem = convolution(settings.channels, stem, kernel_init=xavier())
         block = lambda plan: Block(settings, plan, rngs=rngs)
-        self.encoder = nnx.Dict({plan.name: block(plan) for plan in convolutions.encoder_plan(settings, stem)})
-        self.decoder = nnx.Dict({plan.name: block(plan) for plan in convolutions.decoder_plan(settings, stem)})
+        self.contracting = nnx.Dict({plan.name: block(plan) for plan in convolutions.encoder_plan(settings)})
+        self.expanding = nnx.Dict({plan.name: block(plan) for plan in convolutions.decoder_plan(settings)})
         outputs = settings.model_channels * settings.multipliers[0]
         self.output_norm = group_norm(outputs, settings.dtype, rngs)
         self.output = convolution(outputs, settings.channels, kernel_init=NEARLY_ZERO)
@@ -104,16 +109,15 @@ class UNet(nnx.Module):
         where a key is given.
         """
         settings = self.settings
-        stem = settings.model_channels
-        embedding = noise_features(2.68 * t - 1.59, stem)
+        embedding = noise_features(2.68 * t - 1.59, settings.stem)
         if settings.num_classes >= 2:
             one_hot = jax.nn.one_hot(labels, settings.num_classes)
             embedding += self.label_embedding(one_hot * math.sqrt(settings.num_classes))
         embedding = nnx.silu(self.embedding1(nnx.silu(self.embedding0(embedding))))
         x = convolutions.run_blocks(
             settings,
-            self.encoder,
-            self.decoder,
+            self.contracting,
+            self.expanding,
             self.stem(x.astype(settings.dtype)),
             embedding,
             concatenate=lambda a, b: jnp.concatenate([a, b], axis=-1),
