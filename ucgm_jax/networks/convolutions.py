@@ -21,6 +21,14 @@ from ucgm_jax.networks import layers
 from ucgm_jax.networks.layers import Array
 
 
+class Buffer(nnx.Variable):
+    """A stored array that training leaves alone, kept among the parameters because it cannot be computed again.
+
+    It is converted, checkpointed and sharded like a parameter. The network reads it through `jax.lax.stop_gradient`,
+    `Network.trainable` is False at it, and it does not count as a parameter.
+    """
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockPlan:
     """One block of a U-Net.

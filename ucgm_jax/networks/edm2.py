@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ucgm_jax.networks import convolutions
-from ucgm_jax.networks.convolutions import BlockPlan, UNetSettings
-from ucgm_jax.networks.layers import Array, Buffer
+from ucgm_jax.networks.convolutions import BlockPlan, Buffer, UNetSettings
+from ucgm_jax.networks.layers import Array
 
 Parameters = Any  # a nested dict of arrays
 

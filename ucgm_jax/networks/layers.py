@@ -27,14 +27,6 @@ REMATERIALISATION = {
 }
 
 
-class Buffer(nnx.Variable):
-    """A stored array that training leaves alone, kept among the parameters because it cannot be computed again.
-
-    It is converted, checkpointed and sharded like a parameter. The network reads it through `jax.lax.stop_gradient`,
-    `Network.trainable` is False at it, and it does not count as a parameter.
-    """
-
-
 # --- normalisation -----------------------------------------------------------------------------------------------------
 
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ucgm_jax.networks import convolutions, edm2, layers, transformer, unet
-from ucgm_jax.networks.convolutions import UNetSettings
+from ucgm_jax.networks.convolutions import Buffer, UNetSettings
 
 Parameters = Any  # a nested dict of arrays
-STORED = (nnx.Param, layers.Buffer)  # what of a module is in its parameters
+STORED = (nnx.Param, Buffer)  # what of a module is in its parameters
 
 # hidden size, depth, heads
 TRANSFORMER_SIZES = {
@@ -115,7 +115,7 @@ class Network:
 
     @functools.cached_property
     def trainable(self) -> Parameters:
-        """A pytree like the parameters: True where an optimiser may change them, False at buffers (`layers.Buffer`)."""
+        """A pytree like the parameters: True where an optimiser may change them, False at buffers."""
         state = nnx.state(self._abstract_module, STORED)
         is_variable = lambda node: isinstance(node, nnx.Variable)
         return nnx.to_pure_dict(jax.tree.map(lambda v: isinstance(v, nnx.Param), state, is_leaf=is_variable))
