@@ -220,5 +220,5 @@ def to_torch(table: Table, parameters: Parameters) -> dict[str, np.ndarray]:
         parameter = np.asarray(values[entry.flax])
         for row, key in enumerate(entry.keys()):
             one = parameter if entry.indices is None else parameter[row]
-            state[key] = np.ascontiguousarray(entry.layout.to_torch(one))
+            state[key] = np.asarray(entry.layout.to_torch(one), order="C")  # ascontiguousarray would widen scalars
     return state

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ucgm_jax.networks import layers, transformer
+from ucgm_jax.networks import convolutions, edm2, layers, transformer, unet
+from ucgm_jax.networks.convolutions import UNetSettings
 from ucgm_jax.networks.functional import Functional, Parameters
 
 # hidden size, depth, heads
@@ -24,6 +25,8 @@ TRANSFORMER_SIZES = {
 }
 PATCH_SIZES = (1, 2, 4)
 
+EDM2_CHANNELS = {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
+
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSettings:
@@ -31,7 +34,8 @@ class NetworkSettings:
 
     Attributes:
       name: a published name: a family, for transformers with size and patch ("TiT-XL/2").
-      hidden_size, depth, num_heads: 0, or a transformer's value instead of the one that goes with its name.
+      hidden_size, depth, num_heads: 0, or a transformer's value instead of the one that goes with its name. Of a U-Net,
+        hidden_size is the channels that the levels' multipliers are applied to, depth the encoder's blocks per level.
       compute_dtype: "float32" or "bfloat16", of matrix products; parameters stay float32.
       remat: what the backward pass keeps of each block: "none" (all), "dots" (matrix products), "full" (nothing).
       unroll: blocks that are compiled per iteration of the loop over blocks; a small network on a CPU runs several
@@ -73,6 +77,8 @@ class Network(Functional):
       options: the frozen settings that fix the module, as its conversion table reads them.
       guided_channels: how many leading channels guidance changes; None for all.
       dropout: whether the module takes a dropout key as its fourth argument.
+      after_update: what training applies to the parameters after each update, and once to those that it starts from;
+        None for nothing.
     """
 
     name: str
@@ -82,6 +88,7 @@ class Network(Functional):
     options: Any
     guided_channels: int | None = None
     dropout: bool = False
+    after_update: Callable[[Parameters], Parameters] | None = None
 
     @property
     def null_label(self) -> int:
@@ -160,6 +167,66 @@ def _transformer(settings: NetworkSettings, family: str, size: str, patch: int, 
     )
 
 
+def unet_network(name: str, family: str, options: UNetSettings) -> Network:
+    """The network of a U-Net's settings; family is "EDM2" or "UNet+"."""
+    module = {"EDM2": edm2.EDM2, "UNet+": unet.UNet}[family]
+    return Network(
+        name=name,
+        make=lambda rngs: module(options, rngs=rngs),
+        shape=(options.size, options.size, options.channels),
+        num_classes=options.num_classes,
+        family=family,
+        options=options,
+        dropout=options.dropout > 0,
+        after_update=edm2.normalise_weights if family == "EDM2" else None,
+    )
+
+
+# What sets the two U-Nets apart: options of `convolutions.UNetSettings`.
+UNET_FAMILIES: dict[str, dict[str, Any]] = {
+    "EDM2": {
+        "multipliers": (1, 2, 3, 4),
+        "blocks": 3,
+        "attention_sizes": (16, 8),
+        "decoder_attention": "all",
+        "head_channels": 64,
+    },
+    "UNet+": {
+        "model_channels": 128,
+        "multipliers": (2, 2, 2),
+        "blocks": 4,
+        "attention_sizes": (16,),
+        "decoder_attention": "last",
+        "dropout": 0.2,
+    },
+}
+
+
+def _unet(settings: NetworkSettings, family: str, shape, num_classes: int, **published: Any) -> Network:
+    chosen = {"model_channels": settings.hidden_size, "blocks": settings.depth}
+    if settings.num_heads:
+        raise ValueError(f"network.num_heads={settings.num_heads}: must be 0 for {settings.name}")
+    options = UNET_FAMILIES[family] | published | {name: value for name, value in chosen.items() if value}
+    height, _, channels = shape
+    multiple = 2 ** (len(options["multipliers"]) - 1)
+    if height % multiple:
+        raise ValueError(f"network.name={settings.name!r}: input size {height} must be a multiple of {multiple}")
+    options = UNetSettings(
+        size=height,
+        channels=channels,
+        num_classes=num_classes,
+        attention=settings.attention,
+        remat=settings.remat,
+        dtype=jnp.dtype(settings.compute_dtype),
+        **options,
+    )
+    for plan in convolutions.encoder_plan(options) + convolutions.decoder_plan(options):
+        divisors = (unet.groups(plan.inputs), unet.groups(plan.outputs)) if family == "UNet+" else (1, plan.heads or 1)
+        if plan.inputs % divisors[0] or plan.outputs % divisors[1]:
+            raise ValueError(f"network.hidden_size={options.model_channels}: does not split evenly; multiples of 64 do")
+    return unet_network(settings.name, family, options)
+
+
 def build(settings: NetworkSettings, shape: tuple[int, int, int], num_classes: int) -> Network:
     """The network called `settings.name` for inputs of (H, W, C) and labels below num_classes.
 
@@ -171,7 +238,13 @@ def build(settings: NetworkSettings, shape: tuple[int, int, int], num_classes: i
         family, size, patch = match[1], match[2], int(match[3])
         if family in TRANSFORMER_FAMILIES and size in TRANSFORMER_SIZES and patch in PATCH_SIZES:
             return _transformer(settings, family, size, patch, shape, num_classes)
-    families = "|".join(TRANSFORMER_FAMILIES)
+    if settings.name == "UNet+":
+        return _unet(settings, "UNet+", shape, num_classes)
+    family, _, size = settings.name.partition("-")
+    if family == "EDM2" and size in EDM2_CHANNELS:
+        return _unet(settings, "EDM2", shape, num_classes, model_channels=EDM2_CHANNELS[size])
+    families, sizes = "|".join(TRANSFORMER_FAMILIES), "|".join(TRANSFORMER_SIZES)
     raise ValueError(
-        f"network.name={settings.name!r}: must be {{{families}}}-{{{'|'.join(TRANSFORMER_SIZES)}}}/{{1|2|4}}"
+        f"network.name={settings.name!r}: must be {{{families}}}-{{{sizes}}}/{{1|2|4}}, "
+        f"EDM2-{{{'|'.join(EDM2_CHANNELS)}}} or UNet+"
     )

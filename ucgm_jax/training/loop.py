@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from clu import parameter_overview
 
 from ucgm_jax import config as config_module
 from ucgm_jax.config import Settings
@@ -113,7 +112,8 @@ class Run:
         """The state before the first step, made where it will live."""
         parameters = self._weights(self._init_from)
         teacher = self._weights(self._teacher_from) if self._teacher_from else None
-        create = lambda p, teacher: state_module.create(p, teacher, self.optimizer, self.settings.objective)
+        prepare = self.network.after_update or (lambda parameters: parameters)
+        create = lambda p, teacher: state_module.create(prepare(p), teacher, self.optimizer, self.settings.objective)
         return jax.jit(create, out_shardings=self.shardings)(parameters, teacher)
 
     def _weights(self, found: checkpoints.Found | None) -> Any:
@@ -125,7 +125,7 @@ class Run:
 
     def describe(self) -> str:
         """Model size, mesh and bytes per device, for the log."""
-        count = parameter_overview.count_parameters(self.network.abstract_parameters)
+        count = self.network.parameter_count
         parts = {
             name: sharding.bytes_per_device(getattr(self.abstract, name), getattr(self.shardings, name))
             for name in ("parameters", "optimizer", "ema", "target")
