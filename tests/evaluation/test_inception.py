@@ -87,7 +87,7 @@ def test_weights_files_are_read(tmp_path, state, parameters):
     with pytest.raises(MetricError, match=r"weights of the Inception network: .*none.pth: no such file"):
         inception.load(tmp_path / "none.pth")
     safetensors.save_file({"fc.bias": state["fc.bias"]}, tmp_path / "other.safetensors")
-    with pytest.raises(MetricError, match="weights of the Inception network: .* missing keys"):
+    with pytest.raises(MetricError, match=r"weights of the Inception network: .* missing keys"):
         inception.load(tmp_path / "other.safetensors")
 
 
