@@ -1,7 +1,8 @@
 """Time and memory of the metrics on features of random Gaussians: python -m benchmarks.metrics
 
 Every metric and number of samples runs in a process of its own, so that the peak memory is that metric's. Features are
-made batch by batch and are not part of the times. Writes benchmarks/results/metrics.json.
+made batch by batch and are not part of the times. cpu_seconds, of all cores together, is what a shared machine leaves
+comparable. Writes benchmarks/results/metrics.json.
 """
 
 from __future__ import annotations
@@ -66,33 +67,44 @@ def batches(count: int, width: int, seed: int):
         yield start, normal @ mixing + np.float32(0.1 * seed)
 
 
-def fid(count: int) -> tuple[float, float]:
-    """Seconds and figure: statistics of `count` features, then the distance to given moments."""
+class Clock:
+    """Adds up seconds, and seconds of all cores, over the blocks that it is used for."""
+
+    seconds = cpu_seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_) -> None:
+        self.seconds += time.perf_counter() - self._start[0]
+        self.cpu_seconds += time.process_time() - self._start[1]
+
+
+def fid(count: int, clock: Clock) -> float:
+    """Statistics of `count` features, then the distance to given moments."""
     real = FrechetStatistics()
     for _, features in batches(5000, DIMENSION, 2):
         real.add(features)
-    real, found, seconds = real.result(), FrechetStatistics(), 0.0
+    real, found = real.result(), FrechetStatistics()
     for _, features in batches(count, DIMENSION, 1):
-        start = time.perf_counter()
-        found.add(features)
-        seconds += time.perf_counter() - start
-    start = time.perf_counter()
-    figure = frechet_distance(*found.result(), *real)
-    return seconds + time.perf_counter() - start, figure
+        with clock:
+            found.add(features)
+    with clock:
+        return frechet_distance(*found.result(), *real)
 
 
-def inception_score(count: int) -> tuple[float, float]:
-    """Seconds and figure."""
-    score, seconds = InceptionScore(count), 0.0
+def inception_score(count: int, clock: Clock) -> float:
+    """The score of `count` logits."""
+    score = InceptionScore(count)
     for first, logits in batches(count, CLASSES, 1):
-        start = time.perf_counter()
-        score.add(logits, np.arange(first, first + len(logits)))
-        seconds += time.perf_counter() - start
-    return seconds, score.result()[0]
+        with clock:
+            score.add(logits, np.arange(first, first + len(logits)))
+    with clock:
+        return score.result()[0]
 
 
-def kid(count: int) -> tuple[float, float]:
-    """Seconds and figure: 100 subsets of 1,000, of features that lie in files."""
+def kid(count: int, clock: Clock) -> float:
+    """100 subsets of 1,000, of features that lie in files."""
     with tempfile.TemporaryDirectory() as folder:
         maps = []
         for seed in (1, 2):
@@ -102,20 +114,18 @@ def kid(count: int) -> tuple[float, float]:
                 stored[first : first + len(features)] = features
             del stored
             maps.append(np.load(path, mmap_mode="r"))
-        start = time.perf_counter()
-        figure = KernelDistance()(*maps)[0]
-        return time.perf_counter() - start, figure
+        with clock:
+            return KernelDistance()(*maps)[0]
 
 
-def precision_and_recall(count: int) -> tuple[float, float]:
-    """Seconds and precision: `count` generated against 10,000 real features, compilation included."""
+def precision_and_recall(count: int, clock: Clock) -> float:
+    """Precision of `count` generated against 10,000 real features, compilation included."""
     generated, real = (
         np.concatenate([features for _, features in batches(some, DIMENSION, seed)])
         for some, seed in ((count, 1), (10_000, 2))
     )
-    start = time.perf_counter()
-    figure = precision_recall(generated, real).precision
-    return time.perf_counter() - start, figure
+    with clock:
+        return precision_recall(generated, real).precision
 
 
 RUN = {"fid": fid, "inception_score": inception_score, "kid": kid, "precision_recall": precision_and_recall}
@@ -138,10 +148,18 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=50_000)
     arguments = parser.parse_args()
     if arguments.metric:
+        clock = Clock()
         with PeakMemory() as memory:
-            seconds, figure = RUN[arguments.metric](arguments.samples)
-        row = {"metric": arguments.metric, "samples": arguments.samples, "seconds": round(seconds, 2)}
-        print(json.dumps(row | {"peak_megabytes": round((memory.peak - memory.before) / 1e6), "figure": figure}))
+            figure = RUN[arguments.metric](arguments.samples, clock)
+        row = {
+            "metric": arguments.metric,
+            "samples": arguments.samples,
+            "seconds": round(clock.seconds, 1),
+            "cpu_seconds": round(clock.cpu_seconds, 1),
+            "peak_megabytes": round((memory.peak - memory.before) / 1e6),
+            "figure": figure,
+        }
+        print(json.dumps(row))
         return
     rows = []
     for metric, counts in PLAN.items():

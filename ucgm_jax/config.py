@@ -15,6 +15,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from ucgm_jax.autoencoders.names import AutoencoderSettings
 from ucgm_jax.errors import UserError, user_errors
 from ucgm_jax.method.objective import ObjectiveSettings
 from ucgm_jax.method.sampler import SamplerSettings
@@ -179,6 +180,24 @@ class GuidanceSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """What is measured of a trained model.
+
+    Attributes:
+      step: of the checkpoint; 0 takes the newest.
+      samples: how many are generated.
+      reference: file or folder that they are compared with; see `evaluation.reference`.
+    """
+
+    step: int = 0
+    samples: int = 50_000
+    reference: str = ""
+
+    def __post_init__(self):
+        _check(self, step=(self.step >= 0, "at least 0"), samples=(self.samples >= 1, "at least 1"))
+
+
+@dataclasses.dataclass(frozen=True)
 class ExpectedSettings:
     """What the paper reports for a config: Frechet Inception distance and network calls ("40x2": guided)."""
 
@@ -194,6 +213,7 @@ class Settings:
     seed: int = 0
     transport: str = "Linear"
     data: DataSettings = DataSettings()
+    autoencoder: AutoencoderSettings = AutoencoderSettings("idae_f1c3")
     network: NetworkSettings = NetworkSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -201,6 +221,7 @@ class Settings:
     mesh: MeshSettings = MeshSettings()
     sampler: SamplerSettings = SamplerSettings()
     guidance: GuidanceSettings = GuidanceSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
     expected: ExpectedSettings = ExpectedSettings()
 
 

@@ -80,6 +80,17 @@ def test_other_weights_are_refused_in_one_line(state, change, message):
         inception.from_torch(changed)
 
 
+def test_weights_files_are_read(tmp_path, state, parameters):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    safetensors.save_file(state, tmp_path / "inception.safetensors")
+    assert jax.tree.all(jax.tree.map(np.array_equal, inception.load(tmp_path / "inception.safetensors"), parameters))
+    with pytest.raises(MetricError, match=r"weights of the Inception network: .*none.pth: no such file"):
+        inception.load(tmp_path / "none.pth")
+    safetensors.save_file({"fc.bias": state["fc.bias"]}, tmp_path / "other.safetensors")
+    with pytest.raises(MetricError, match=r"weights of the Inception network: .* missing keys"):
+        inception.load(tmp_path / "other.safetensors")
+
+
 def test_the_extractor_pads_batches_and_spreads_them_over_devices(parameters, expected):
     extractor = FeatureExtractor(parameters, ("64",), batch_size=3)
     assert extractor.batch_size == jax.local_device_count() == 8

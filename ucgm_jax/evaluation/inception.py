@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ucgm_jax.conversion import tables
+from ucgm_jax.evaluation.frechet import MetricError
 
 Array = jax.Array
 Parameters = Any  # a nested dict of arrays
@@ -189,6 +191,20 @@ def from_torch(state: Mapping[str, np.ndarray]) -> Parameters:
     """
     # Older files lack the counters of training batches, which nothing reads; torch fills them in as well.
     return tables.to_flax(table(), {k: v for k, v in state.items() if k not in _counters()}, abstract_parameters())
+
+
+def load(path: str | pathlib.Path) -> Parameters:
+    """The parameters, float32, from the weights file: .pth (needs PyTorch) or .safetensors.
+
+    Raises:
+      MetricError: there is no such file, it cannot be read, or it is of another network.
+    """
+    from ucgm_jax.conversion import files
+
+    try:
+        return from_torch(files.read(path, "Inception", "model").state)
+    except tables.ConversionError as error:
+        raise MetricError(f"weights of the Inception network: {error}") from error
 
 
 def to_torch(parameters: Parameters) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(
-    generated: np.ndarray, real: np.ndarray, *, neighbours: int = 3, block: int = 8192
+    generated: np.ndarray, real: np.ndarray, *, neighbours: int = 3, block: int = 2048
 ) -> PrecisionRecall:  # fmt: skip
     """Precision and recall of generated (N, D) against real (M, D) features.
 
