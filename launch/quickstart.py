@@ -14,53 +14,37 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import jax
 import numpy as np
 
 from configs import digits, digits_few_step
 from ucgm_jax import errors
-from ucgm_jax.config import GuidanceSettings, MeshSettings, Settings
+from ucgm_jax.config import Settings
 from ucgm_jax.data import sources
 from ucgm_jax.evaluation import pictures
-from ucgm_jax.evaluation.generate import Generator, balanced_labels
-from ucgm_jax.evaluation.pixels import PixelJudge
-from ucgm_jax.method import transports
+from ucgm_jax.evaluation.generate import balanced_labels
+from ucgm_jax.evaluation.pixels import judge_checkpoint
 from ucgm_jax.method.sampler import SamplerSettings
-from ucgm_jax.networks import names
-from ucgm_jax.training import checkpoints, loop, sharding
+from ucgm_jax.training import checkpoints, loop
 
 STEPS = (30, 8, 2, 1)
 SAMPLES = 1000
 
 
 def sampler_settings(settings: Settings, steps: int) -> SamplerSettings:
-    """The model's own sampler at another number of steps; one step starts at the noise, so it has no second gap."""
-    return dataclasses.replace(settings.sampler, steps=steps)
+    """The model's own sampler at another number of steps.
+
+    In two steps the second has to start well before the data, whichever model it is: a uniform grid from noise to data
+    would put it where nothing is left to do.
+    """
+    end_gap = 0.5 if steps == 2 else settings.sampler.gaps[1]
+    return dataclasses.replace(settings.sampler, steps=steps, gaps=(settings.sampler.gaps[0], end_gap))
 
 
 def judge(workdir: pathlib.Path, seed: int) -> tuple[dict[str, dict[str, float]], dict[int, np.ndarray]]:
     """Figures and samples of the evaluation average of a work folder, by number of steps."""
     found = checkpoints.find(workdir)
-    settings = found.settings
-    source = sources.build(settings.data)
-    network = names.build(settings.network, source.shape, source.num_classes)
-    mesh = sharding.make_mesh(MeshSettings())
-    whole = jax.tree.map(lambda _: sharding.replicated(mesh), network.abstract_parameters)
-    weights = checkpoints.read_weights(found, network.abstract_parameters, whole)
-    labels, judge_ = balanced_labels(SAMPLES, source.num_classes), PixelJudge(source)
-    figures, samples = {}, {}
-    for steps in STEPS:
-        generator = Generator(
-            network,
-            transports.get(settings.transport),
-            sampler_settings(settings, steps),
-            GuidanceSettings(),
-            mesh,
-            -(-SAMPLES // mesh.size) * mesh.size,
-        )
-        samples[steps] = generator(weights, labels, seed=seed)
-        figures[str(steps)] = judge_.judge(samples[steps], labels)
-    return figures, samples
+    judged = {steps: judge_checkpoint(found, sampler_settings(found.settings, steps), SAMPLES, seed) for steps in STEPS}
+    return {str(n): figures for n, (figures, _) in judged.items()}, {n: x for n, (_, x) in judged.items()}
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
@@ -73,12 +57,13 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def sheet(samples: dict[str, dict[int, np.ndarray]]) -> np.ndarray:
-    """One row of real digits, then a row for each model and number of steps, 20 columns."""
-    source = sources.digits()
-    columns = balanced_labels(20, 10)
-    first = np.asarray([np.flatnonzero(source.labels == label)[i // 10] for i, label in enumerate(columns)])
-    rows = [source.x[first]] + [x[: len(columns)] for by_steps in samples.values() for x in by_steps.values()]
-    return pictures.grid(pictures.to_uint8(np.concatenate(rows)), len(columns), scale=5)
+    """One row of real digits, then a row for each model and number of steps, 20 columns, with captions."""
+    source, columns = sources.digits(), balanced_labels(20, 10)
+    first = [np.flatnonzero(source.labels == label)[i // 10] for i, label in enumerate(columns)]
+    rows = {"real digits": source.x[np.asarray(first)]}
+    for name, by_steps in samples.items():
+        rows |= {f"{name}, {steps} steps".replace("_", "-"): x[: len(columns)] for steps, x in by_steps.items()}
+    return pictures.captioned({name: pictures.grid(pictures.to_uint8(x), len(columns), 5) for name, x in rows.items()})
 
 
 def main(argv: list[str]) -> int:

@@ -9,8 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from ucgm_jax.config import MeshSettings
+from ucgm_jax.data import sources
 from ucgm_jax.data.sources import Source
 from ucgm_jax.evaluation.frechet import frechet_distance, statistics
+from ucgm_jax.evaluation.generate import Generator, balanced_labels
+from ucgm_jax.method import transports
+from ucgm_jax.method.sampler import SamplerSettings
+from ucgm_jax.training import checkpoints, sharding
 
 
 class PixelJudge:
@@ -44,3 +50,23 @@ class PixelJudge:
     def judge(self, x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Both figures, as "frechet" and "agreement"."""
         return {"frechet": self.frechet(x), "agreement": self.agreement(x, labels)}
+
+
+def judge_checkpoint(
+    found: checkpoints.Found, sampler: SamplerSettings, count: int, seed: int = 0
+) -> tuple[dict[str, float], np.ndarray]:
+    """Figures of `PixelJudge` for a checkpoint's evaluation average, and the (count, H, W, C) samples behind them.
+
+    Args:
+      found: the checkpoint, of a small built-in data set.
+      sampler: how to sample.
+      count: samples in all, classes in turn.
+      seed: of the samples.
+    """
+    settings, mesh = found.settings, sharding.make_mesh(MeshSettings())
+    source, network = sources.build(settings.data), checkpoints.network_of(found)
+    batch = -(-count // mesh.size) * mesh.size
+    generator = Generator(network, transports.get(settings.transport), sampler, settings.guidance, mesh, batch)
+    labels = balanced_labels(count, source.num_classes)
+    x = generator(checkpoints.read_replicated(found, network, mesh), labels, seed=seed)
+    return PixelJudge(source).judge(x, labels), x
