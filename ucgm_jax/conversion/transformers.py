@@ -59,3 +59,32 @@ def diffusion_transformer(settings: TransformerSettings) -> Table:
         table.append(Rule("final_layer.norm_final.weight", "final/norm/scale"))
     table += _dense("final_layer.linear", "final/linear")
     return table + _dense("final_layer.adaLN_modulation.1", "final/modulation/linear")
+
+
+def _split_gate(flax: str, indices: range) -> Table:
+    """A gated perceptron without biases whose gate (w1) and value (w3) are two tensors."""
+    gate_and_value = f"{flax}/mlp/input/kernel"  # (features, 2, hidden)
+    return [
+        Rule("blocks.{}.mlp.w1.weight", gate_and_value, LINEAR, indices, (slice(None), 0)),
+        Rule("blocks.{}.mlp.w3.weight", gate_and_value, LINEAR, indices, (slice(None), 1)),
+        Rule("blocks.{}.mlp.w2.weight", f"{flax}/mlp/output/kernel", LINEAR, indices),
+    ]
+
+
+def decoupled_transformer(settings: TransformerSettings) -> Table:
+    """DDT: one list of blocks for encoder and decoder; patch features in order (channel, row, column) both ways."""
+    patch = settings.patch_size
+    table: Table = [
+        Rule("s_embedder.proj.weight", "encoder_embedding/kernel", patches(patch, flat=True)),
+        Rule("s_embedder.proj.bias", "encoder_embedding/bias"),
+        Rule("x_embedder.proj.weight", "decoder_embedding/kernel", patches(patch, flat=True)),
+        Rule("x_embedder.proj.bias", "decoder_embedding/bias"),
+        Rule("y_embedder.embedding_table.weight", "label_embedding/embedding"),
+        Rule("final_layer.linear.weight", "final/linear/kernel", patches(patch, output=True)),
+        Rule("final_layer.linear.bias", "final/linear/bias", patch_bias(patch)),
+    ]
+    table += _time_embedding() + _dense("final_layer.adaLN_modulation.0", "final/modulation/linear")
+    stacks = {"encoder": range(settings.encoder_depth), "decoder": range(settings.encoder_depth, settings.depth)}
+    for flax, indices in stacks.items():
+        table += _blocks(settings, flax, indices, "adaLN_modulation.0") + _split_gate(flax, indices)
+    return table
