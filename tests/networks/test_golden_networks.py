@@ -1,5 +1,7 @@
 """Every network against the published code: outputs, guidance, gradients, one training step, whole sampling runs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,12 +20,14 @@ from tests.golden_cases import (
     training_transport,
 )
 from ucgm_jax.conversion import families
-from ucgm_jax.method import objective, sampler, transports
+from ucgm_jax.method import objective, sampler, times, transports
 from ucgm_jax.method.guidance import guided
 from ucgm_jax.networks.names import Network
 
 # The published code ran in float32: two correct implementations differ by a few 1e-6.
 TOLERANCE = 1e-5
+# These programs run once: what matters is how fast they compile.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def load(case: str) -> tuple[Network, dict, dict]:
@@ -38,7 +42,7 @@ def test_outputs_and_input_gradients(case):
     x, cotangent = (jnp.asarray(channels_last(vectors[name])) for name in ("x", "cotangent"))
     t, labels = jnp.asarray(vectors["t"]), jnp.asarray(vectors["y"])
 
-    @jax.jit
+    @quick_jit
     def run(x):
         output, pullback = jax.vjp(lambda x: network.apply(parameters, x, t, labels), x)
         return output, pullback(cotangent)[0]
@@ -58,7 +62,7 @@ def guidance(network: Network, parameters: dict, scale: float, interval) -> call
 def test_guided_outputs(case):
     """The published inputs are doubled: the same images twice, labels, then null labels; so are the outputs."""
     network, parameters, vectors = load(case)
-    run = jax.jit(guidance(network, parameters, vectors["cfg_scale"], vectors["cfg_interval"]))
+    run = quick_jit(guidance(network, parameters, vectors["cfg_scale"], vectors["cfg_interval"]))
     half = len(vectors["x"]) // 2
     x, labels = jnp.asarray(channels_last(vectors["x"]))[:half], jnp.asarray(vectors["cfg_y"])[:half]
     for place in ("inside", "outside"):
@@ -81,7 +85,7 @@ def test_one_training_step(name):
         target = families.to_flax(network, golden_state(f"teacher_{case['network']}", "loss"))
     frame = transports.mirrored_network if case["network_is_reversed"] else lambda network: network
 
-    @jax.jit
+    @quick_jit
     def step(online):
         def mean_loss(parameters):
             losses, auxiliary = objective.loss(
@@ -118,13 +122,23 @@ def test_one_training_step(name):
 SAMPLER_CASES = [name for name, case in meta("sampler").items() if case.get("network") in NETWORK_NAMES]
 
 
+def published_times(steps, schedule, gaps, noise_time):
+    u = times.sampling_times(steps, (1.0, 1.0, 1.0), gaps, 0).astype(np.float32)
+    warped = times.kumaraswamy(u, *map(np.float32, schedule))
+    return np.asarray(1 - warped if noise_time == 1 else warped, np.float64)
+
+
 @pytest.mark.parametrize("name", SAMPLER_CASES)
-def test_sampling(name):
+def test_sampling(name, monkeypatch):
     case, vectors = meta("sampler")[name], np.load(GOLDEN / "sampler" / f"{name}.npz")
     network, parameters, _ = load(case["network"])
     settings, transport = sampler_settings(case), transports.get(case["transport_type"])
 
-    @jax.jit
+    if settings.order == 2:
+        # The published code rounds the times to float32 before it warps them, and order 2 amplifies that to 2e-4.
+        monkeypatch.setattr(sampler, "sampling_times", published_times)
+
+    @quick_jit
     def run(scale):
         plain_and_guided = guidance(network, parameters, scale, case["cfg_interval"])
         noise, labels = jnp.asarray(channels_last(vectors["noise"])), jnp.asarray(vectors["labels"])
