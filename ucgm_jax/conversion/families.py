@@ -35,6 +35,6 @@ def to_flax(network: Network, state: Mapping[str, np.ndarray]) -> Parameters:
     return tables.to_flax(table(network), state, network.abstract_parameters)
 
 
-def to_torch(network: Network, parameters: Parameters, recorded: Record = Record()) -> dict[str, np.ndarray]:
+def to_torch(network: Network, parameters: Parameters, recorded: Record | None = None) -> dict[str, np.ndarray]:
     """The PyTorch state dict of the network's parameters; see `tables.to_torch`."""
     return tables.to_torch(table(network), parameters, recorded)

@@ -16,77 +16,23 @@ import jax
 import ml_dtypes  # noqa: F401  (makes "bfloat16" a NumPy dtype)
 import numpy as np
 
+from ucgm_jax.conversion.layouts import (  # noqa: F401  (tables are written with these names)
+    CONVOLUTION,
+    COPY,
+    FLATTENED,
+    LINEAR,
+    Layout,
+    linear,
+    patch_bias,
+    patches,
+)
+
 Parameters = Any  # a nested dict of arrays
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
 class ConversionError(ValueError):
     """A state dict that does not fit its table; the message is one line."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How the axes of one tensor correspond.
-
-    Attributes:
-      to_torch: Flax array -> PyTorch array.
-      to_flax: (PyTorch array, Flax shape) -> Flax array; the inverse.
-
-    Both use array methods alone, so that they work on NumPy arrays (as views where possible) and under `jax.eval_shape`.
-    """
-
-    to_torch: Callable[[Any], Any]
-    to_flax: Callable[[Any, tuple[int, ...]], Any]
-
-
-def linear(inputs: int = 1) -> Layout:
-    """PyTorch (out, in) and Flax (in..., out...) with `inputs` axes of input features."""
-
-    def to_torch(kernel):
-        return kernel.reshape(math.prod(kernel.shape[:inputs]), -1).transpose()
-
-    return Layout(to_torch, lambda weight, shape: weight.transpose().reshape(shape))
-
-
-def patches(patch: int, *, flat: bool = False, output: bool = False) -> Layout:
-    """Linear maps from or to image patches, whose features Flax orders (row, column, channel).
-
-    PyTorch has (out, channel, row, column), a convolution, or with `flat` (out, channel x row x column). With `output`
-    the patch is what the map gives out: (channel x row x column, in).
-    """
-
-    def to_torch(kernel):
-        if output:
-            kernel = kernel.reshape(kernel.shape[0], patch, patch, -1).transpose((3, 1, 2, 0))
-            return kernel.reshape(-1, kernel.shape[-1])
-        kernel = kernel.reshape(patch, patch, -1, kernel.shape[-1]).transpose((3, 2, 0, 1))
-        return kernel.reshape(kernel.shape[0], -1) if flat else kernel
-
-    def to_flax(weight, shape):
-        if output:
-            weight = weight.reshape(-1, patch, patch, weight.shape[-1]).transpose((3, 1, 2, 0))
-        else:
-            weight = weight.reshape(weight.shape[0], -1, patch, patch).transpose((2, 3, 1, 0))
-        return weight.reshape(shape)
-
-    return Layout(to_torch, to_flax)
-
-
-def patch_bias(patch: int) -> Layout:
-    """The bias that goes with `patches(output=True)`: PyTorch (channel x row x column)."""
-    return Layout(
-        lambda bias: bias.reshape(patch, patch, -1).transpose((2, 0, 1)).reshape(-1),
-        lambda bias, shape: bias.reshape(-1, patch, patch).transpose((1, 2, 0)).reshape(shape),
-    )
-
-
-COPY = Layout(lambda parameter: parameter, lambda tensor, shape: tensor.reshape(shape))
-FLATTENED = Layout(lambda parameter: parameter.reshape(-1), lambda tensor, shape: tensor.reshape(shape))
-LINEAR = linear()
-CONVOLUTION = Layout(
-    lambda kernel: kernel.transpose((3, 2, 0, 1)),  # (height, width, in, out) -> (out, in, height, width)
-    lambda weight, shape: weight.transpose((2, 3, 1, 0)).reshape(shape),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +60,20 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Computed:
-    """A PyTorch buffer that follows from the network's settings: checked on the way in, computed on the way out."""
+    """A PyTorch tensor that follows from the network's settings: checked on the way in, computed on the way out.
+
+    Attributes:
+      torch: the PyTorch key.
+      value: gives the tensor.
+      checked: whether it has to agree on the way in; without, it may hold anything: no result depends on it.
+      is_parameter: PyTorch holds it as a parameter that is not trained, rather than as a buffer: it counts among the
+        published parameters, and takes a place in an optimiser's order.
+    """
 
     torch: str
     value: Callable[[], np.ndarray]
+    checked: bool = True
+    is_parameter: bool = False
 
 
 Table = list[Rule | Computed]
@@ -164,7 +120,7 @@ def torch_shapes(table: Table, abstract: Parameters) -> dict[str, tuple[int, ...
             lambda one, entry=entry: entry.layout.to_torch(one[entry.part]),
             jax.ShapeDtypeStruct(shapes[entry.flax][entry.indices is not None :], np.float32),
         )
-        for key in entry.keys():
+        for key in entry.keys():  # noqa: SIM118
             if key in result:
                 raise ConversionError(f"the table names {key} twice")
             result[key] = tensor.shape
@@ -238,10 +194,11 @@ def check_state(table: Table, state: Mapping[str, np.ndarray], expected: Mapping
         tensor = state[key]
         if tuple(tensor.shape) != tuple(shape):
             raise ConversionError(f"{key}: shape {tuple(tensor.shape)}, must be {tuple(shape)}")
-        if tensor.dtype.name not in FLOATS:
-            raise ConversionError(f"{key}: dtype {tensor.dtype.name}, must be one of {', '.join(FLOATS)}")
     for entry in table:
-        if isinstance(entry, Computed):
+        for key in entry.keys() if isinstance(entry, Rule) else ():
+            if state[key].dtype.name not in FLOATS:
+                raise ConversionError(f"{key}: dtype {state[key].dtype.name}, must be one of {', '.join(FLOATS)}")
+        if isinstance(entry, Computed) and entry.checked:
             tensor = np.asarray(state[entry.torch])
             # Tables in half precision are rounded, and those of averaged weights have drifted by a few ulp.
             allowed = 1e-2 if tensor.dtype.itemsize == 2 else 1e-3
@@ -276,7 +233,7 @@ def record(table: Table, state: Mapping[str, np.ndarray]) -> Record:
 
 
 def torch_tensors(
-    table: Table, parameters: Parameters, recorded: Record = Record()
+    table: Table, parameters: Parameters, recorded: Record | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The (key, contiguous array) pairs of the PyTorch state dict of Flax parameters, one at a time.
 
@@ -285,7 +242,7 @@ def torch_tensors(
       parameters: Flax parameters.
       recorded: dtypes and buffers to restore; everything is float32 and as computed without.
     """
-    values = dict(leaves(parameters))
+    values, recorded = dict(leaves(parameters)), recorded or Record()
     for entry in table:
         if isinstance(entry, Computed):
             buffer = recorded.buffers.get(entry.torch)
@@ -293,11 +250,13 @@ def torch_tensors(
         else:
             whole = np.asarray(values[entry.flax])
             rows = [whole] if entry.indices is None else whole
-            tensors = ((key, entry.layout.to_torch(one[entry.part])) for key, one in zip(entry.keys(), rows))
+            tensors = (
+                (key, entry.layout.to_torch(one[entry.part])) for key, one in zip(entry.keys(), rows, strict=True)
+            )
         for key, tensor in tensors:
             yield key, np.ascontiguousarray(tensor, recorded.dtypes.get(key, "float32")).reshape(tensor.shape)
 
 
-def to_torch(table: Table, parameters: Parameters, recorded: Record = Record()) -> dict[str, np.ndarray]:
+def to_torch(table: Table, parameters: Parameters, recorded: Record | None = None) -> dict[str, np.ndarray]:
     """The PyTorch state dict of Flax parameters; the inverse of `to_flax`. Arguments as in `torch_tensors`."""
     return dict(torch_tensors(table, parameters, recorded))

@@ -41,7 +41,11 @@ def diffusion_transformer(settings: TransformerSettings) -> Table:
     table: Table = [
         Rule("x_embedder.proj.weight", "patch_embedding/kernel", patches(settings.patch_size)),
         Rule("x_embedder.proj.bias", "patch_embedding/bias"),
-        Computed("pos_embed", lambda: layers.sincos_position_table(settings.grid, settings.hidden_size)[None]),
+        Computed(
+            "pos_embed",
+            lambda: layers.sincos_position_table(settings.grid, settings.hidden_size)[None],
+            is_parameter=True,
+        ),
     ]
     table += _time_embedding()
     if settings.num_classes >= 2:
