@@ -26,12 +26,13 @@ from ucgm_jax.conversion.layouts import (  # noqa: F401  (tables are written wit
     patch_bias,
     patches,
 )
+from ucgm_jax.errors import UserError
 
 Parameters = Any  # a nested dict of arrays
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError):
     """A state dict that does not fit its table; the message is one line."""
 
 
@@ -152,7 +153,7 @@ def to_flax(table: Table, state: Mapping[str, np.ndarray], abstract: Parameters)
         if isinstance(rule, Computed):
             continue
         if rule.flax not in filled:
-            filled[rule.flax] = np.empty(shapes[rule.flax].shape, np.float32)
+            filled[rule.flax] = _aligned(shapes[rule.flax].shape)
         whole = filled[rule.flax]
         for row, key in enumerate(rule.keys()):
             target = (whole if rule.indices is None else whole[row])[rule.part]
@@ -164,6 +165,14 @@ def to_flax(table: Table, state: Mapping[str, np.ndarray], abstract: Parameters)
     for path, value in filled.items():
         insert(parameters, path, value)
     return parameters
+
+
+def _aligned(shape: tuple[int, ...], alignment: int = 64) -> np.ndarray:
+    """An empty float32 array that JAX can use on the CPU without a copy."""
+    size = math.prod(shape) * 4
+    memory = np.empty(size + alignment, np.uint8)
+    start = -memory.ctypes.data % alignment
+    return memory[start : start + size].view(np.float32).reshape(shape)
 
 
 def named(keys: Iterable[str]) -> str:
@@ -187,9 +196,10 @@ def named(keys: Iterable[str]) -> str:
 
 def check_state(table: Table, state: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]) -> None:
     """Refuses a state dict that does not fit; see `to_flax`."""
-    for kind, keys in (("missing", expected.keys() - state.keys()), ("unknown", state.keys() - expected.keys())):
-        if keys:
-            raise ConversionError(f"{len(keys)} {kind} key{'s' * (len(keys) > 1)}: {named(keys)}")
+    differences = (("missing", expected.keys() - state.keys()), ("unknown", state.keys() - expected.keys()))
+    lines = [f"{len(keys)} {kind} key{'s' * (len(keys) > 1)}: {named(keys)}" for kind, keys in differences if keys]
+    if lines:
+        raise ConversionError("; ".join(lines))
     for key, shape in expected.items():
         tensor = state[key]
         if tuple(tensor.shape) != tuple(shape):

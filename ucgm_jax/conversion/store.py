@@ -1,0 +1,81 @@
+"""Converted weights on disk, in the layout of a training checkpoint's folder (`training.checkpoints`).
+
+ema                                  the weights
+first_moment, second_moment          of the optimiser, where the PyTorch file had one
+config                               JSON: enough of a run's config for sampling and tuning
+conversion.json, buffers.safetensors what the way back needs for the same bits (`tables.Record`), and a summary
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ucgm_jax import config as config_module
+from ucgm_jax.config import Settings
+from ucgm_jax.conversion import safetensors_format
+from ucgm_jax.conversion.tables import Parameters, Record
+from ucgm_jax.training import checkpoints
+
+# Arrays are written in chunks of this size, each to a file of its own: only few are in memory at once.
+CHUNK_BYTES = 8 * 2**20
+RECORD, BUFFERS = "conversion.json", "buffers.safetensors"
+
+
+def write_parameters(folder: pathlib.Path, parameters: Parameters) -> None:
+    """Writes one item, with little more memory than the parameters have."""
+    # Orbax copies NumPy arrays first, but not JAX arrays; these share the memory.
+    arrays = jax.tree.map(jnp.from_dlpack, parameters)
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), arrays)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as writer:
+        writer.save(folder.absolute(), args=ocp.args.PyTreeSave(arrays, save_args=chunks))
+
+
+def write(
+    folder: pathlib.Path,
+    items: Mapping[str, Callable[[], Parameters]],
+    settings: Settings,
+    record: Record,
+    summary: Mapping[str, Any],
+) -> None:
+    """Writes a folder of converted weights.
+
+    Args:
+      folder: must not exist.
+      items: name -> gives its parameters; one item is in memory at a time.
+      settings: the config to store.
+      record: of the PyTorch state dict.
+      summary: JSON values to store beside it.
+    """
+    folder.mkdir(parents=True)
+    for name, make in items.items():
+        write_parameters(folder / name, make())
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
+        config = checkpoints.config_to_json(config_module.to_config_dict(settings))
+        writer.save((folder / "config").absolute(), args=ocp.args.JsonSave(config))
+    signature = {key: (buffer.dtype.name, buffer.shape) for key, buffer in record.buffers.items()}
+    safetensors_format.write(folder / BUFFERS, signature, record.buffers.items())
+    (folder / RECORD).write_text(json.dumps({**summary, "dtypes": record.dtypes}, indent=1) + "\n")
+
+
+def read_record(folder: pathlib.Path) -> Record:
+    """The record of a folder of converted weights; an empty one of a folder that training wrote."""
+    if not (folder / RECORD).is_file():
+        return Record()
+    stored = json.loads((folder / RECORD).read_text())
+    buffers = safetensors_format.SafetensorsFile(folder / BUFFERS)
+    return Record(stored["dtypes"], {key: np.array(buffers[key]) for key in buffers})
+
+
+def read_parameters(found: checkpoints.Found, abstract: Parameters, item: str) -> Parameters:
+    """The parameters of one item as NumPy arrays."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    shardings = jax.tree.map(lambda _: here, abstract)
+    return jax.tree.map(np.asarray, checkpoints.read_weights(found, abstract, shardings, item))
