@@ -93,6 +93,7 @@ def verify(network: Network, parameters: Any, recorded: dict[str, np.ndarray]) -
     import jax
 
     x, t = recorded["x"].astype(np.float32).transpose(0, 2, 3, 1), recorded["t"].astype(np.float32)
+    parameters = jax.tree.map(np.asarray, parameters)
     out = np.asarray(jax.jit(network.apply)(parameters, x, t, recorded["y"].astype(np.int32))).transpose(0, 3, 1, 2)
     difference = float(np.abs(out.astype(np.float64) - recorded["out"]).max())
     return difference, difference / float(np.abs(recorded["out"]).max())
@@ -161,7 +162,7 @@ def to_file(given: argparse.Namespace) -> None:
     item = "ema" if given.weights == "ema" else "parameters"
     if not (found.folder / item).is_dir():
         raise UserError(f"--weights={given.weights}: --from={given.source} holds ema alone")
-    parameters = store.read_parameters(found, network.abstract_parameters, item)
+    parameters = store.stored_parameters(found.folder / item, network.abstract_parameters)
     if given.target:
         table, record = families.table(network), store.read_record(found.folder)
         shapes = tables.torch_shapes(table, network.abstract_parameters)

@@ -211,6 +211,15 @@ def write(
     def as_tensor(array: np.ndarray) -> torch.Tensor:
         if array.dtype == ml_dtypes.bfloat16:
             return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(array if array.flags.writeable else array.copy())
+        return torch.from_numpy(array)
 
-    torch.save({key: as_tensor(array) for key, array in tensors}, path)
+    # PyTorch wants all tensors at once: they are mapped from a file rather than held in memory.
+    beside = path.with_name(path.name + ".safetensors")
+    try:
+        safetensors_format.write(beside, signature, tensors)
+        mapped = safetensors_format.SafetensorsFile(beside)
+        with contextlib.suppress(OSError, AttributeError):  # glibc keeps what reading the tensors took
+            ctypes.CDLL(None).malloc_trim(0)
+        torch.save({key: as_tensor(mapped[key]) for key in signature}, path)
+    finally:
+        beside.unlink(missing_ok=True)

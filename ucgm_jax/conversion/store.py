@@ -8,6 +8,7 @@ conversion.json, buffers.safetensors what the way back needs for the same bits (
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ import orbax.checkpoint as ocp
 from ucgm_jax import config as config_module
 from ucgm_jax.config import Settings
 from ucgm_jax.conversion import safetensors_format
-from ucgm_jax.conversion.tables import Parameters, Record
+from ucgm_jax.conversion.tables import ConversionError, Parameters, Record, insert, leaves
 from ucgm_jax.training import checkpoints
 
 # Arrays are written in chunks of this size, each to a file of its own: only few are in memory at once.
@@ -74,8 +75,40 @@ def read_record(folder: pathlib.Path) -> Record:
     return Record(stored["dtypes"], {key: np.array(buffers[key]) for key in buffers})
 
 
-def read_parameters(found: checkpoints.Found, abstract: Parameters, item: str) -> Parameters:
-    """The parameters of one item as NumPy arrays."""
-    here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-    shardings = jax.tree.map(lambda _: here, abstract)
-    return jax.tree.map(np.asarray, checkpoints.read_weights(found, abstract, shardings, item))
+@dataclasses.dataclass(frozen=True)
+class StoredLeaf:
+    """An array on disk, which `np.asarray` reads each time anew."""
+
+    folder: pathlib.Path
+    path: str
+    shape: tuple[int, ...]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        tree: dict = {}
+        insert(tree, self.path, ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32))
+        wanted = ocp.args.PyTreeRestore(jax.tree.map(lambda _: 0, tree), restore_args=tree, partial_restore=True)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            restored = reader.restore(self.folder.absolute(), args=wanted)
+        return np.asarray(next(leaf for _, leaf in leaves(restored)), dtype)
+
+
+def stored_parameters(folder: pathlib.Path, abstract: Parameters) -> Parameters:
+    """The parameters of one item of a checkpoint, one `StoredLeaf` each.
+
+    Raises:
+      ConversionError: they are not those of the network.
+    """
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        stored = reader.metadata(folder.absolute())
+    stored = getattr(stored, "item_metadata", stored)
+    there = {path: tuple(leaf.shape) for path, leaf in leaves(getattr(stored, "tree", stored))}
+    wanted = {path: tuple(leaf.shape) for path, leaf in leaves(abstract)}
+    for path in sorted(there.keys() | wanted.keys()):
+        if there.get(path) != wanted.get(path):
+            raise ConversionError(
+                f"{folder}: {path} has shape {there.get(path, 'none')}, the network needs {wanted.get(path, 'none')}"
+            )
+    parameters: dict = {}
+    for path, shape in wanted.items():
+        insert(parameters, path, StoredLeaf(folder, path, shape))
+    return parameters
