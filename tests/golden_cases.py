@@ -9,9 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ucgm_jax.conversion.safetensors_format import SafetensorsFile
 from ucgm_jax.method import transports
 from ucgm_jax.method.objective import ObjectiveSettings
 from ucgm_jax.method.sampler import SamplerSettings
+from ucgm_jax.networks.names import Network, NetworkSettings, build
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -72,3 +74,32 @@ def training_transport(name: str) -> transports.Transport:
     """The transport in the frame with noise at t = 1."""
     transport = transports.get(name)
     return transport if transport.noise_time == 1 else transports.mirrored(transport)
+
+
+# Golden networks and the published family they belong to; the numbers after the slash are their patch sizes.
+NETWORK_NAMES = {
+    "tit_p1": "TiT-S/1",
+    "tit_p2": "TiT-S/2",
+    "sit_p2": "SiT-S/2",
+    "lightningdit_p1": "LightningDiT-S/1",
+    "ddt_p2": "DDT-S/2",
+}
+
+
+def golden_network(case: str) -> Network:
+    """The small network of golden/networks/`case`."""
+    options = meta("networks")[case]["kwargs"]
+    settings = NetworkSettings(
+        name=NETWORK_NAMES[case],
+        hidden_size=options["hidden_size"],
+        depth=options.get("depth", options.get("num_blocks")),
+        num_heads=options.get("num_heads", options.get("num_groups")),
+        encoder_depth=options.get("num_encoder_blocks", 0),
+    )
+    size = options["input_size"]
+    return build(settings, (size, size, options["in_channels"]), options["num_classes"])
+
+
+def golden_state(case: str, folder: str = "networks") -> SafetensorsFile:
+    """The published tensors of golden/`folder`/`case`.safetensors."""
+    return SafetensorsFile(GOLDEN / folder / f"{case}.safetensors")

@@ -35,6 +35,8 @@ CODES = {dtype.name: code for code, dtype in DTYPES.items()}
 class SafetensorsFile(Mapping):
     """Keys to arrays of a .safetensors file. Each access maps that tensor alone, and releases it with the array.
 
+    The arrays may be written to; that changes no file.
+
     Raises:
       ConversionError: the file is not of this format, or is truncated.
     """
@@ -65,7 +67,7 @@ class SafetensorsFile(Mapping):
         begin, end = entry["data_offsets"]
         if begin == end:
             return np.empty(shape, dtype)
-        return np.memmap(self.path, dtype, "r", self.start + begin, shape)
+        return np.memmap(self.path, dtype, "c", self.start + begin, shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)

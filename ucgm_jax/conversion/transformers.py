@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ucgm_jax.conversion.tables import COPY, FLATTENED, Computed, Rule, Table, linear, patches
+from ucgm_jax.conversion.tables import COPY, FLATTENED, LINEAR, Computed, Rule, Table, linear, patch_bias, patches
 from ucgm_jax.networks import layers
 from ucgm_jax.networks.transformer import TransformerSettings
 
@@ -41,7 +41,11 @@ def diffusion_transformer(settings: TransformerSettings) -> Table:
     table: Table = [
         Rule("x_embedder.proj.weight", "patch_embedding/kernel", patches(settings.patch_size)),
         Rule("x_embedder.proj.bias", "patch_embedding/bias"),
-        Computed("pos_embed", lambda: layers.sincos_position_table(settings.grid, settings.hidden_size)[None]),
+        Computed(
+            "pos_embed",
+            lambda: layers.sincos_position_table(settings.grid, settings.hidden_size)[None],
+            is_parameter=True,
+        ),
     ]
     table += _time_embedding()
     if settings.num_classes >= 2:
@@ -59,3 +63,32 @@ def diffusion_transformer(settings: TransformerSettings) -> Table:
         table.append(Rule("final_layer.norm_final.weight", "final/norm/scale"))
     table += _dense("final_layer.linear", "final/linear")
     return table + _dense("final_layer.adaLN_modulation.1", "final/modulation/linear")
+
+
+def _split_gate(flax: str, indices: range) -> Table:
+    """A gated perceptron without biases whose gate (w1) and value (w3) are two tensors."""
+    gate_and_value = f"{flax}/mlp/input/kernel"  # (features, 2, hidden)
+    return [
+        Rule("blocks.{}.mlp.w1.weight", gate_and_value, LINEAR, indices, (slice(None), 0)),
+        Rule("blocks.{}.mlp.w3.weight", gate_and_value, LINEAR, indices, (slice(None), 1)),
+        Rule("blocks.{}.mlp.w2.weight", f"{flax}/mlp/output/kernel", LINEAR, indices),
+    ]
+
+
+def decoupled_transformer(settings: TransformerSettings) -> Table:
+    """DDT: one list of blocks for encoder and decoder; patch features in order (channel, row, column) both ways."""
+    patch = settings.patch_size
+    table: Table = [
+        Rule("s_embedder.proj.weight", "encoder_embedding/kernel", patches(patch, flat=True)),
+        Rule("s_embedder.proj.bias", "encoder_embedding/bias"),
+        Rule("x_embedder.proj.weight", "decoder_embedding/kernel", patches(patch, flat=True)),
+        Rule("x_embedder.proj.bias", "decoder_embedding/bias"),
+        Rule("y_embedder.embedding_table.weight", "label_embedding/embedding"),
+        Rule("final_layer.linear.weight", "final/linear/kernel", patches(patch, output=True)),
+        Rule("final_layer.linear.bias", "final/linear/bias", patch_bias(patch)),
+    ]
+    table += _time_embedding() + _dense("final_layer.adaLN_modulation.0", "final/modulation/linear")
+    stacks = {"encoder": range(settings.encoder_depth), "decoder": range(settings.encoder_depth, settings.depth)}
+    for flax, indices in stacks.items():
+        table += _blocks(settings, flax, indices, "adaLN_modulation.0") + _split_gate(flax, indices)
+    return table

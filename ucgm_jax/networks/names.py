@@ -36,6 +36,7 @@ class NetworkSettings:
       name: a published name: a family, for transformers with size and patch ("TiT-XL/2").
       hidden_size, depth, num_heads: 0, or a transformer's value instead of the one that goes with its name. Of a U-Net,
         hidden_size is the channels that the levels' multipliers are applied to, depth the encoder's blocks per level.
+      encoder_depth: 0, or how many of DDT's blocks encode instead of 22 / 28 of them.
       compute_dtype: "float32" or "bfloat16", of matrix products; parameters stay float32.
       remat: what the backward pass keeps of each block: "none" (all), "dots" (matrix products), "full" (nothing).
       unroll: blocks that are compiled per iteration of the loop over blocks; a small network on a CPU runs several
@@ -47,6 +48,7 @@ class NetworkSettings:
     hidden_size: int = 0
     depth: int = 0
     num_heads: int = 0
+    encoder_depth: int = 0
     compute_dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
@@ -129,6 +131,13 @@ TRANSFORMER_FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+def _encoder_depth(settings: NetworkSettings, depth: int) -> int:
+    encoder_depth = settings.encoder_depth or max(1, round(depth * 22 / 28))  # 22 of the published 28 blocks
+    if not 0 < encoder_depth < depth:
+        raise ValueError(f"network.encoder_depth={encoder_depth}: must be in [1, {depth - 1}]")
+    return encoder_depth
+
+
 def _transformer(settings: NetworkSettings, family: str, size: str, patch: int, shape, num_classes: int) -> Network:
     hidden_size, depth, num_heads = TRANSFORMER_SIZES[size]
     depth = settings.depth or depth
@@ -143,8 +152,7 @@ def _transformer(settings: NetworkSettings, family: str, size: str, patch: int, 
         hidden_size=settings.hidden_size or hidden_size,
         depth=depth,
         num_heads=settings.num_heads or num_heads,
-        # 22 of the published 28 blocks.
-        encoder_depth=max(1, round(depth * 22 / 28)) if family == "DDT" else 0,
+        encoder_depth=_encoder_depth(settings, depth) if family == "DDT" else 0,
         attention=settings.attention,
         remat=settings.remat,
         unroll=settings.unroll,

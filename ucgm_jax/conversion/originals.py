@@ -1,0 +1,106 @@
+"""How the original authors' files differ from the published naming: prefixes, extra heads, older names.
+
+SiT           REPA and REPA-E keep their alignment heads ("projectors."), REPA-E its latent statistics ("bn."); early
+              REPA files number the blocks after the aligned ones from 0 again ("decoder_blocks.")
+LightningDiT  nothing but "module."
+DDT           a Lightning file with two networks, "denoiser." and "ema_denoiser.", and the trainer's alignment head
+EDM2          the U-Net inside its preconditioner ("unet."), beside a head that weights the loss ("logvar_")
+UNet+         the U-Net inside its preconditioner ("model."), with a layer for augmentation labels
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+
+from ucgm_jax.conversion.tables import ConversionError
+
+# Left by PyTorch's wrappers at the front of a key, in any number.
+WRAPPERS = ("module.", "_orig_mod.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Original:
+    """What sets the original files of one family apart.
+
+    Attributes:
+      prefixes: choice of weights ("ema" or "model") -> prefix of that network's keys. A file without a key that has
+        any of the prefixes is in the published naming.
+      extra: prefixes of keys that belong to no network of this project and are left out.
+      extra_buffers: those of `extra` that are no parameters: they have no place in an optimiser's order.
+      tail: prefix of the blocks that follow the others but are numbered from 0; "" for none.
+    """
+
+    prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    extra: tuple[str, ...] = ()
+    extra_buffers: tuple[str, ...] = ()
+    tail: str = ""
+
+
+ORIGINALS: dict[str, Original] = {
+    "SiT": Original(extra=("projectors.", "bn."), extra_buffers=("bn.",), tail="decoder_blocks."),
+    "LightningDiT": Original(),
+    "TiT": Original(),
+    "DDT": Original({"ema": "ema_denoiser.", "model": "denoiser."}, extra=("diffusion_trainer.",)),
+    "EDM2": Original(
+        {"ema": "unet.", "model": "unet."},
+        extra=("logvar_fourier.", "logvar_linear."),
+        extra_buffers=("logvar_fourier.",),
+    ),
+    "UNet+": Original({"ema": "model.", "model": "model."}, extra=("map_augment.",)),
+}
+
+
+def unwrapped(key: str) -> str:
+    """The key without what PyTorch's wrappers put in front of it."""
+    while key.startswith(WRAPPERS):
+        key = key.partition(".")[2]
+    return key
+
+
+def published_names(family: str, weights: str, keys: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """The published name of every key of a file.
+
+    Args:
+      family: of the network.
+      weights: "ema" or "model".
+      keys: of the file, in its order.
+
+    Returns:
+      Published name -> key in the file, and the keys that are left out. Keys that no rule covers keep their name, so
+      that the key table finds them unknown.
+
+    Raises:
+      ConversionError: two keys have the same published name.
+    """
+    original = ORIGINALS.get(family, Original())
+    names, left_out = {}, []
+    plain = {key: unwrapped(key) for key in keys}
+    wanted = original.prefixes.get(weights, "")
+    inside = bool(wanted) and any(name.startswith(wanted) for name in plain.values())
+    others = tuple(set(original.prefixes.values()) - {wanted})
+    for key, name in plain.items():
+        if inside and name.startswith(wanted):
+            name = unwrapped(name.removeprefix(wanted))
+        elif inside and others and name.startswith(others):
+            left_out.append(key)
+            continue
+        if original.extra and name.startswith(original.extra):
+            left_out.append(key)
+            continue
+        if original.tail:
+            name = _renumbered(name, original.tail, plain.values())
+        if name in names:
+            raise ConversionError(f"{names[name]} and {key} are the same tensor of {family}")
+        names[name] = key
+    return names, left_out
+
+
+def _renumbered(name: str, tail: str, all_names: Iterable[str]) -> str:
+    """A name in the tail, numbered on from the blocks that are not in it."""
+    match = re.match(re.escape(tail) + r"(\d+)\.", name)
+    if match is None:
+        return name
+    heads = {int(head[1]) for other in all_names if (head := re.match(r"blocks\.(\d+)\.", other))}
+    return f"blocks.{max(heads, default=-1) + 1 + int(match[1])}.{name[match.end() :]}"

@@ -1,0 +1,114 @@
+"""Converted weights on disk, in the layout of a training checkpoint's folder (`training.checkpoints`).
+
+ema                                  the weights
+first_moment, second_moment          of the optimiser, where the PyTorch file had one
+config                               JSON: enough of a run's config for sampling and tuning
+conversion.json, buffers.safetensors what the way back needs for the same bits (`tables.Record`), and a summary
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ucgm_jax import config as config_module
+from ucgm_jax.config import Settings
+from ucgm_jax.conversion import safetensors_format
+from ucgm_jax.conversion.tables import ConversionError, Parameters, Record, insert, leaves
+from ucgm_jax.training import checkpoints
+
+# Arrays are written in chunks of this size, each to a file of its own: only few are in memory at once.
+CHUNK_BYTES = 8 * 2**20
+RECORD, BUFFERS = "conversion.json", "buffers.safetensors"
+
+
+def write_parameters(folder: pathlib.Path, parameters: Parameters) -> None:
+    """Writes one item, with little more memory than the parameters have."""
+    # Orbax copies NumPy arrays first, but not JAX arrays; these share the memory.
+    arrays = jax.tree.map(jnp.from_dlpack, parameters)
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), arrays)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as writer:
+        writer.save(folder.absolute(), args=ocp.args.PyTreeSave(arrays, save_args=chunks))
+
+
+def write(
+    folder: pathlib.Path,
+    items: Mapping[str, Callable[[], Parameters]],
+    settings: Settings,
+    record: Record,
+    summary: Mapping[str, Any],
+) -> None:
+    """Writes a folder of converted weights.
+
+    Args:
+      folder: must not exist.
+      items: name -> gives its parameters; one item is in memory at a time.
+      settings: the config to store.
+      record: of the PyTorch state dict.
+      summary: JSON values to store beside it.
+    """
+    folder.mkdir(parents=True)
+    for name, make in items.items():
+        write_parameters(folder / name, make())
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
+        config = checkpoints.config_to_json(config_module.to_config_dict(settings))
+        writer.save((folder / "config").absolute(), args=ocp.args.JsonSave(config))
+    signature = {key: (buffer.dtype.name, buffer.shape) for key, buffer in record.buffers.items()}
+    safetensors_format.write(folder / BUFFERS, signature, record.buffers.items())
+    (folder / RECORD).write_text(json.dumps({**summary, "dtypes": record.dtypes}, indent=1) + "\n")
+
+
+def read_record(folder: pathlib.Path) -> Record:
+    """The record of a folder of converted weights; an empty one of a folder that training wrote."""
+    if not (folder / RECORD).is_file():
+        return Record()
+    stored = json.loads((folder / RECORD).read_text())
+    buffers = safetensors_format.SafetensorsFile(folder / BUFFERS)
+    return Record(stored["dtypes"], {key: np.array(buffers[key]) for key in buffers})
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredLeaf:
+    """An array on disk, which `np.asarray` reads each time anew."""
+
+    folder: pathlib.Path
+    path: str
+    shape: tuple[int, ...]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        tree: dict = {}
+        insert(tree, self.path, ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32))
+        wanted = ocp.args.PyTreeRestore(jax.tree.map(lambda _: 0, tree), restore_args=tree, partial_restore=True)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            restored = reader.restore(self.folder.absolute(), args=wanted)
+        return np.asarray(next(leaf for _, leaf in leaves(restored)), dtype)
+
+
+def stored_parameters(folder: pathlib.Path, abstract: Parameters) -> Parameters:
+    """The parameters of one item of a checkpoint, one `StoredLeaf` each.
+
+    Raises:
+      ConversionError: they are not those of the network.
+    """
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        stored = reader.metadata(folder.absolute())
+    stored = getattr(stored, "item_metadata", stored)
+    there = {path: tuple(leaf.shape) for path, leaf in leaves(getattr(stored, "tree", stored))}
+    wanted = {path: tuple(leaf.shape) for path, leaf in leaves(abstract)}
+    for path in sorted(there.keys() | wanted.keys()):
+        if there.get(path) != wanted.get(path):
+            raise ConversionError(
+                f"{folder}: {path} has shape {there.get(path, 'none')}, the network needs {wanted.get(path, 'none')}"
+            )
+    parameters: dict = {}
+    for path, shape in wanted.items():
+        insert(parameters, path, StoredLeaf(folder, path, shape))
+    return parameters
