@@ -11,8 +11,8 @@ import numpy as np
 from ucgm_jax.autoencoders.interface import Autoencoder
 from ucgm_jax.conversion import autoencoders as naming
 from ucgm_jax.conversion.safetensors_format import SafetensorsFile
-from ucgm_jax.conversion.tables import to_flax
-from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.conversion.tables import ConversionError, to_flax
+from ucgm_jax.errors import UserError
 from ucgm_jax.networks.functional import Parameters
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
@@ -76,7 +76,9 @@ def load(autoencoder: Autoencoder, path: str | pathlib.Path) -> Parameters:
     if not str(path):
         raise UserError(f"--weights: must be given for {autoencoder.name}")
     file = find(path)
-    with user_errors(f"--weights={file}: "):
+    try:
         state = naming.published_state(autoencoder.family, _state(file))
         table = naming.TABLES[autoencoder.family](autoencoder.options)
         return to_flax(table, {key: np.asarray(value) for key, value in state.items()}, autoencoder.abstract_parameters)
+    except ConversionError as error:
+        raise UserError(f"--weights={file}: {error}") from error
