@@ -36,6 +36,6 @@ setup(
         "torch": ["torch>=2.11"],
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],
-        "test": ["pytest>=8.0", "ruff>=0.14"],
+        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.14"],
     },
 )

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the environment and runs the tests; arguments go to pytest.
+# Makes the environment and runs the tests, two files at a time; arguments go to pytest.
 source "$(dirname "$0")/environment.sh"
 ucgm_environment "test"
-python -m pytest "$@"
+python -m pytest --numprocesses 2 --dist loadfile "$@"

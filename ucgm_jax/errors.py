@@ -48,7 +48,10 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 
 def set_up_logging() -> None:
-    """Shows this project's log on stderr, and of others their warnings alone."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("ucgm_jax").setLevel(logging.INFO)
+    """Shows this project's log on stderr, whatever other libraries have made of the root logger."""
+    logger = logging.getLogger("ucgm_jax")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     logging.getLogger("absl").setLevel(logging.ERROR)
