@@ -23,13 +23,6 @@ from ucgm_jax.networks import convolutions
 from ucgm_jax.networks.convolutions import BlockPlan, UNetSettings
 from ucgm_jax.networks.unet import has_skip
 
-# Prefixes and keys that set the original authors' files apart; see above.
-ORIGINAL_PREFIX = {"EDM2": "unet.", "UNet+": "model."}
-ORIGINAL_EXTRA_KEYS = {
-    "EDM2": ("logvar_fourier.freqs", "logvar_fourier.phases", "logvar_linear.weight"),
-    "UNet+": ("model.map_augment.weight",),
-}
-
 POINTWISE = Layout(  # a linear map that PyTorch has as a convolution: (in, out) -> (out, in, 1, 1)
     lambda kernel: kernel.transpose().reshape(*kernel.shape[::-1], 1, 1),
     lambda weight, shape: weight.reshape(weight.shape[:2]).transpose().reshape(shape),
