@@ -10,6 +10,7 @@ def get_config():
     config.network.hidden_size = 64
     config.network.depth = 4
     config.network.num_heads = 4
+    config.network.unroll = 4
 
     config.objective.enhancement_ratio = 0.5
     config.objective.cosine_loss = True

@@ -1,7 +1,11 @@
 """Shared by all tests: eight simulated devices, float64 where asked for, a compilation cache, the golden vectors."""
 
+import os
 import pathlib
 import tempfile
+
+# Tests compile much and run little: the compiler's slow passes do not pay. To be set before JAX starts.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 import jax
 import pytest

@@ -15,6 +15,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from ucgm_jax.autoencoders.names import AutoencoderSettings
 from ucgm_jax.errors import UserError, user_errors
 from ucgm_jax.method.objective import ObjectiveSettings
 from ucgm_jax.method.sampler import SamplerSettings
@@ -33,13 +34,16 @@ class DataSettings:
 
     Attributes:
       name: a key of `data.sources.SOURCES`.
-      path: its folder, where it has one.
+      path: its folder, where it has one; for images also tfds:NAME@SPLIT.
       size: height and width of one example.
       channels: channels of one example.
       num_classes: number of labels.
       random_flip: mirror half of the images from left to right.
       read_threads: threads that read batches ahead.
       prefetch: batches that are read ahead.
+      autoencoder: published name of the autoencoder whose latents these are; "" takes the folder's manifest's.
+      statistics: file with mean and std of the latents; "" takes the folder's.
+      verify_checksums: read every shard before the start and compare it with the folder's manifest.
     """
 
     name: str = "digits"
@@ -50,6 +54,9 @@ class DataSettings:
     random_flip: bool = False
     read_threads: int = 1
     prefetch: int = 4
+    autoencoder: str = ""
+    statistics: str = ""
+    verify_checksums: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +180,26 @@ class GuidanceSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """What is measured of a trained model.
+
+    Attributes:
+      step: of the checkpoint; 0 takes the newest.
+      samples: how many are generated.
+      reference: file or folder that they are compared with; see `evaluation.reference`.
+    """
+
+    step: int = 0
+    samples: int = 50_000
+    reference: str = ""
+
+    def __post_init__(self):
+        _check(self, step=(self.step >= 0, "at least 0"), samples=(self.samples >= 1, "at least 1"))
+
+
+@dataclasses.dataclass(frozen=True)
 class ExpectedSettings:
-    """What the paper reports for a config: Frechet Inception distance and network calls ("40x2": guided). For tables."""
+    """What the paper reports for a config: Frechet Inception distance and network calls ("40x2": guided)."""
 
     fid: float = 0.0
     nfe: str = ""
@@ -188,6 +213,7 @@ class Settings:
     seed: int = 0
     transport: str = "Linear"
     data: DataSettings = DataSettings()
+    autoencoder: AutoencoderSettings = AutoencoderSettings("idae_f1c3")
     network: NetworkSettings = NetworkSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -195,6 +221,7 @@ class Settings:
     mesh: MeshSettings = MeshSettings()
     sampler: SamplerSettings = SamplerSettings()
     guidance: GuidanceSettings = GuidanceSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
     expected: ExpectedSettings = ExpectedSettings()
 
 
@@ -292,12 +319,14 @@ def parse_flags(argv: list[str], **others: tuple[Any, str]) -> tuple[ml_collecti
         result = result if isinstance(result, ml_collections.ConfigDict) else ml_collections.ConfigDict(result)
     except UserError:
         raise
-    except FileNotFoundError as error:
-        raise UserError(f"--config: no such file: {error.filename}") from error
+    except OSError as error:  # what config_flags raises, on first use, for a file that it could not load
+        raise UserError(f"--config: {' '.join(str(error.__cause__ or error).split())}") from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         # config_flags reports an unknown override as an AttributeError that proposes a similar key.
         message = " ".join(str(error).replace("\\'", "'").strip("'\"").split())
-        raise UserError(f"--config: unknown key: {message}" if isinstance(error, AttributeError) else message) from error
+        raise UserError(
+            f"--config: unknown key: {message}" if isinstance(error, AttributeError) else message
+        ) from error
     given = {name: values[name].value for name in others}
     for name, (default, text) in others.items():
         if default is None and given[name] is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -10,6 +11,10 @@ from typing import NoReturn
 
 class UserError(ValueError):
     """A mistake in a config, a flag or a file; its message is one line: the key, the value and what is allowed."""
+
+
+class RunError(RuntimeError):
+    """A run that had to stop for what happened in it, not for how it was called; its message is one line."""
 
 
 @contextlib.contextmanager
@@ -24,13 +29,26 @@ def user_errors(section: str = "") -> Iterator[None]:
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Runs a command with the process's arguments; a `UserError` becomes one line on stderr and exit code 2."""
+    """Runs a command with the process's arguments; an error of ours becomes one line on stderr.
+
+    Exit codes: 2 for a `UserError`, 1 for a `RunError`, 130 when interrupted.
+    """
     try:
         code = main(sys.argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def set_up_logging() -> None:
+    """Shows this project's log on stderr, and of others their warnings alone."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("ucgm_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)

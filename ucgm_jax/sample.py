@@ -96,20 +96,16 @@ def main(argv: list[str]) -> int:
     out = pathlib.Path(given.out)
     if out.suffix not in (".png", ".npz"):
         raise UserError(f"--out={given.out}: must end in .png or .npz")
-    import jax
-
     from ucgm_jax.evaluation import pictures
     from ucgm_jax.evaluation.generate import Generator
     from ucgm_jax.method import transports
-    from ucgm_jax.networks import names
     from ucgm_jax.training import checkpoints, sharding
     from ucgm_jax.training.metrics import Progress
 
     found = checkpoints.find(given.checkpoint)
     settings = found.settings
     sampler, guidance = overrides(settings, given)
-    shape = (settings.data.size, settings.data.size, settings.data.channels)
-    network = names.build(settings.network, shape, settings.data.num_classes)
+    network = checkpoints.network_of(found)
     classes = parse_labels(given.labels, network.num_classes)
     count = given.count or min(64, 8 * len(classes))
     labels = np.resize(np.asarray(classes, np.int32), count)
@@ -117,8 +113,7 @@ def main(argv: list[str]) -> int:
     devices = mesh.size
     batch_size = given.batch_size or min(-(-count // devices), 64) * devices
     generator = Generator(network, transports.get(settings.transport), sampler, guidance, mesh, batch_size)
-    whole = jax.tree.map(lambda _: sharding.replicated(mesh), network.abstract_parameters)
-    parameters = checkpoints.read_weights(found, network.abstract_parameters, whole, given.weights)
+    parameters = checkpoints.read_replicated(found, network, mesh, given.weights)
 
     progress = Progress(count, unit="sample")
     x = generator(parameters, labels, seed=given.seed, progress=progress.show)
@@ -128,7 +123,9 @@ def main(argv: list[str]) -> int:
         np.savez(out, x=x, labels=labels, indices=np.arange(count))
     else:
         pictures.save(pictures.picture(x, min(max(len(classes), 8), 16)), out)
-    print(f"{count} samples of step {found.step} with {sampler.steps} steps ({generator.nfe} NFE): {out}", file=sys.stdout)
+    print(
+        f"{count} samples of step {found.step} with {sampler.steps} steps ({generator.nfe} NFE): {out}", file=sys.stdout
+    )
     return 0
 
 

@@ -122,11 +122,15 @@ def test_enhancement_without_dropped_labels_enhances_every_row(consistency_ratio
     x, z, t, labels = batch()
     all_rows, _ = run(settings)
     for row in range(8):
-        alone, _ = run(settings, x=x[row : row + 1], z=z[row : row + 1], t=t[row : row + 1], labels=labels[row : row + 1])
+        alone, _ = run(
+            settings, x=x[row : row + 1], z=z[row : row + 1], t=t[row : row + 1], labels=labels[row : row + 1]
+        )
         np.testing.assert_allclose(alone[0], all_rows[row], rtol=2e-5)
 
 
-@pytest.mark.parametrize("transport", [t for t in transports.TRANSPORTS.values() if t.noise_time == 1], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "transport", [t for t in transports.TRANSPORTS.values() if t.noise_time == 1], ids=lambda t: t.name
+)
 @pytest.mark.parametrize("consistency_ratio", [0.0, 0.3, 0.9, 1.0])
 @pytest.mark.parametrize("enhancement_ratio", [0.0, 0.6, 1.5])
 def test_finite_at_both_ends_of_time(transport, consistency_ratio, enhancement_ratio):
@@ -192,7 +196,8 @@ def test_reversed_transport_must_come_through_its_mirror():
 
 
 @pytest.mark.parametrize(
-    "field, value", [("consistency_ratio", 1.5), ("consistency_ratio", -0.1), ("label_drop", 2.0), ("weighting", "sine")]
+    "field, value",
+    [("consistency_ratio", 1.5), ("consistency_ratio", -0.1), ("label_drop", 2.0), ("weighting", "sine")],
 )
 def test_settings_refuse_what_makes_no_sense(field, value):
     with pytest.raises(ValueError, match=f"{field}={value!r}"):

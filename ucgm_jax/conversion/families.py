@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ucgm_jax.conversion import tables, transformers
+from ucgm_jax.conversion import tables, transformers, unets
 from ucgm_jax.conversion.tables import Parameters, Record, Table
 from ucgm_jax.networks.names import Network
 
@@ -17,6 +17,8 @@ TABLES: dict[str, Callable[[Any], Table]] = {
     "LightningDiT": transformers.diffusion_transformer,
     "TiT": transformers.diffusion_transformer,
     "DDT": transformers.decoupled_transformer,
+    "EDM2": unets.edm2_unet,
+    "UNet+": unets.unet,
 }
 
 

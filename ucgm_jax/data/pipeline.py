@@ -7,6 +7,8 @@ that a checkpoint has to keep, whatever the number of processes, before or after
 from __future__ import annotations
 
 import collections
+import functools
+import sys
 from collections.abc import Iterable, Iterator
 
 import grain
@@ -20,22 +22,24 @@ from ucgm_jax.errors import UserError
 class _Rows:
     """Random access to one process's rows of every global batch, from a first step on."""
 
-    def __init__(
-        self, source: Source, *, batch_size: int, seed: int, random_flip: bool, first_step: int, rows: slice
-    ):
+    def __init__(self, source: Source, *, batch_size: int, seed: int, random_flip: bool, first_step: int, rows: slice):
         self._source, self._batch_size, self._seed = source, batch_size, seed
         self._random_flip, self._first_step, self._rows = random_flip, first_step, rows
-        # Shuffled anew in every epoch.
-        self._order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+        # Shuffled anew in every epoch, as a whole: one place at a time would take as long as reading what lies there.
+        order = lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(source))
+        self._order = functools.lru_cache(2)(order)
 
     def __len__(self) -> int:
-        return len(self._order) // self._batch_size - self._first_step
+        return sys.maxsize // self._batch_size - self._first_step
 
     def __getitem__(self, index: int) -> Batch:
         step = self._first_step + int(index)
         start = step * self._batch_size
-        positions = range(start, start + self._batch_size)[self._rows]
-        indices = np.fromiter((self._order[position] for position in positions), np.int64, len(positions))
+        epochs, places = np.divmod(np.arange(start, start + self._batch_size)[self._rows], len(self._source))
+        indices = np.empty(len(epochs), np.int64)
+        for epoch in np.unique(epochs).tolist():  # a batch may lie in two
+            inside = epochs == epoch
+            indices[inside] = self._order(epoch)[places[inside]]
         # Drawn for the whole batch, so that the rows of a process do not depend on how many processes there are.
         flip = np.zeros(self._batch_size, bool)
         if self._random_flip:
@@ -94,8 +98,6 @@ def to_devices(
     """Global arrays of "x" and "label", whose transfer starts `ahead` batches before they are asked for."""
     waiting: collections.deque = collections.deque()
     for batch in host_batches:
-        waiting.append(
-            {name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in ("x", "label")}
-        )
+        waiting.append({name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in ("x", "label")})
         if len(waiting) > ahead:
             yield waiting.popleft()

@@ -9,6 +9,7 @@ for integer indices (n,) and booleans (n,) that ask for the mirror image.
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -94,11 +95,40 @@ def swiss_roll(count: int = 10_000) -> ArraySource:
     return _points(make_swiss_roll(count, noise=0.3, random_state=0)[0], np.zeros(count), 1)
 
 
+def _latents(settings: DataSettings) -> Source:
+    """A folder of latents, from `ucgm_jax.encode` or the published code."""
+    from ucgm_jax.data import latents
+
+    return latents.open_folder(
+        _folder(settings),
+        autoencoder=settings.autoencoder,
+        num_classes=settings.num_classes,
+        statistics_path=settings.statistics,
+        verify_checksums=settings.verify_checksums,
+    )
+
+
+def _images(settings: DataSettings) -> Source:
+    """Class folders of images, or tfds:NAME@SPLIT, in pixel space."""
+    from ucgm_jax.data import images
+
+    _folder(settings)
+    return images.ImageSource(images.open_images(settings.path), settings.size)
+
+
+def _folder(settings: DataSettings) -> pathlib.Path:
+    if not settings.path:
+        raise UserError(f"data.path='': must be given for data.name={settings.name!r}")
+    return pathlib.Path(settings.path)
+
+
 SOURCES: dict[str, Callable[[DataSettings], Source]] = {
     "digits": lambda settings: digits(),
     "two_moons": lambda settings: two_moons(),
     "s_curve": lambda settings: s_curve(),
     "swiss_roll": lambda settings: swiss_roll(),
+    "latents": _latents,
+    "images": _images,
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
@@ -43,6 +43,19 @@ def density(points: np.ndarray, bins: int = 128, extent: float = 2.5) -> np.ndar
 def picture(x: np.ndarray, columns: int) -> np.ndarray:
     """Samples (N, H, W, C) as one RGB array: a grid of images, or for single pixels a density."""
     return density(x.reshape(len(x), -1)) if x.shape[1] == 1 else grid(to_uint8(x), columns)
+
+
+def captioned(rows: dict[str, np.ndarray], margin: int = 160) -> np.ndarray:
+    """RGB arrays of one width below each other, each with its name in a margin on the left, in pixels."""
+    names, heights = list(rows), [row.shape[0] for row in rows.values()]
+    width = next(iter(rows.values())).shape[1]
+    page = Image.new("RGB", (margin + width, sum(heights)), "white")
+    draw, top = ImageDraw.Draw(page), 0
+    for name, height in zip(names, heights, strict=True):
+        page.paste(Image.fromarray(rows[name]), (margin, top))
+        draw.text((8, top + height // 2), name, fill="black", anchor="lm", font=ImageFont.load_default(14))
+        top += height
+    return np.asarray(page)
 
 
 def save(pixels: np.ndarray, path: str | pathlib.Path) -> None:

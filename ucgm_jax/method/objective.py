@@ -256,15 +256,11 @@ def loss(
     fixed = jax.lax.stop_gradient(output)
 
     if settings.uses_target_network:
-        x, z = _enhanced_pair(
-            settings, transport, target_network, x, z, x_t, t, labels, null_label, fixed, dropped
-        )
+        x, z = _enhanced_pair(settings, transport, target_network, x, z, x_t, t, labels, null_label, fixed, dropped)
     if settings.consistency_ratio == 0.0:
         target = transport.target(x, z, times)
     else:
-        target = _consistency_target(
-            settings.consistency_ratio, transport, frozen_network, x, z, t, labels, fixed
-        )
+        target = _consistency_target(settings.consistency_ratio, transport, frozen_network, x, z, t, labels, fixed)
     target = jax.lax.stop_gradient(target)
 
     losses = regression_loss(output, target, settings.huber_constant, settings.cosine_loss)

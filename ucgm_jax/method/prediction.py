@@ -1,7 +1,7 @@
 """From a network's output to its estimates of data and noise (arXiv 2505.07447, section 3).
 
-    x_hat = (alpha F - alpha_hat x_t) / (alpha gamma_hat - gamma alpha_hat)
-    z_hat = (gamma_hat x_t - gamma F) / (alpha gamma_hat - gamma alpha_hat)
+x_hat = (alpha F - alpha_hat x_t) / (alpha gamma_hat - gamma alpha_hat)
+z_hat = (gamma_hat x_t - gamma F) / (alpha gamma_hat - gamma alpha_hat)
 """
 
 from __future__ import annotations

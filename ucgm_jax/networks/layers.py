@@ -27,7 +27,7 @@ REMATERIALISATION = {
 }
 
 
-# --- normalisation -----------------------------------------------------------------------------------------------------
+# --- normalisation ---
 
 
 def rms_norm(x: Array, epsilon: float = 1e-6) -> Array:
@@ -65,7 +65,7 @@ def modulate(x: Array, shift: Array, scale: Array) -> Array:
     return x * (1 + scale) + shift
 
 
-# --- embeddings --------------------------------------------------------------------------------------------------------
+# --- embeddings ---
 
 
 def sinusoidal_embedding(t: Array, features: int = 256, max_period: float = 10000.0) -> Array:
@@ -116,7 +116,7 @@ def unpatchify(tokens: Array, patch: int, channels: int) -> Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, grid * patch, grid * patch, channels)
 
 
-# --- rotary position embedding -----------------------------------------------------------------------------------------
+# --- rotary position embedding ---
 
 
 def rotary_angles(grid: int, head_features: int, theta: float = 10000.0) -> np.ndarray:
@@ -139,7 +139,7 @@ def rotate(x: Array, angles: np.ndarray) -> Array:
     return rotated.reshape(x.shape).astype(x.dtype)
 
 
-# --- attention and perceptrons -----------------------------------------------------------------------------------------
+# --- attention and perceptrons ---
 
 
 def attend(query: Array, key: Array, value: Array, backend: str) -> Array:
@@ -195,7 +195,7 @@ class GatedPerceptron(nnx.Module):
         return self.output(nnx.silu(gate) * value)
 
 
-# --- blocks ------------------------------------------------------------------------------------------------------------
+# --- blocks ---
 
 
 class Modulation(nnx.Module):
@@ -272,7 +272,7 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) ->
     return build(rngs)
 
 
-def run_stack(blocks: nnx.Module, x: Array, *inputs: Any, remat: str) -> Array:
+def run_stack(blocks: nnx.Module, x: Array, *inputs: Any, remat: str, unroll: int = 1) -> Array:
     """x through all modules of a `stack` in turn, as one `lax.scan` that compiles a single module.
 
     Args:
@@ -280,6 +280,7 @@ def run_stack(blocks: nnx.Module, x: Array, *inputs: Any, remat: str) -> Array:
       x: the activation that is handed on.
       *inputs: further arguments, the same for every module.
       remat: what the backward pass keeps of each module: a key of `REMATERIALISATION`.
+      unroll: modules per iteration; more compile longer and may run faster.
     """
     graph, parameters = nnx.split(blocks)
 
@@ -288,4 +289,4 @@ def run_stack(blocks: nnx.Module, x: Array, *inputs: Any, remat: str) -> Array:
 
     if remat != "none":
         body = jax.checkpoint(body, policy=REMATERIALISATION[remat], prevent_cse=False)
-    return jax.lax.scan(body, x, parameters)[0]
+    return jax.lax.scan(body, x, parameters, unroll=unroll)[0]

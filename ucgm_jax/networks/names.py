@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from ucgm_jax.networks import layers, transformer
-
-Parameters = Any  # a nested dict of arrays
+from ucgm_jax.networks import convolutions, edm2, layers, transformer, unet
+from ucgm_jax.networks.convolutions import UNetSettings
+from ucgm_jax.networks.functional import Functional, Parameters
 
 # hidden size, depth, heads
 TRANSFORMER_SIZES = {
@@ -27,6 +25,8 @@ TRANSFORMER_SIZES = {
 }
 PATCH_SIZES = (1, 2, 4)
 
+EDM2_CHANNELS = {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
+
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSettings:
@@ -34,10 +34,13 @@ class NetworkSettings:
 
     Attributes:
       name: a published name: a family, for transformers with size and patch ("TiT-XL/2").
-      hidden_size, depth, num_heads: 0, or a transformer's value instead of the one that goes with its name.
+      hidden_size, depth, num_heads: 0, or a transformer's value instead of the one that goes with its name. Of a U-Net,
+        hidden_size is the channels that the levels' multipliers are applied to, depth the encoder's blocks per level.
       encoder_depth: 0, or how many of DDT's blocks encode instead of 22 / 28 of them.
       compute_dtype: "float32" or "bfloat16", of matrix products; parameters stay float32.
       remat: what the backward pass keeps of each block: "none" (all), "dots" (matrix products), "full" (nothing).
+      unroll: blocks that are compiled per iteration of the loop over blocks; a small network on a CPU runs several
+        times faster with all of them.
       attention: "auto", "xla" or "cudnn".
     """
 
@@ -48,9 +51,12 @@ class NetworkSettings:
     encoder_depth: int = 0
     compute_dtype: str = "float32"
     remat: str = "none"
+    unroll: int = 1
     attention: str = "auto"
 
     def __post_init__(self):
+        if self.unroll < 1:
+            raise ValueError(f"unroll={self.unroll!r}: must be at least 1")
         allowed = {
             "compute_dtype": ("float32", "bfloat16"),
             "remat": tuple(layers.REMATERIALISATION),
@@ -62,46 +68,34 @@ class NetworkSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class Network(Functional):
     """A network as functions of its parameters: everything a trainer or a sampler needs to know of it.
 
-    Attributes:
+    Attributes, beside `make`:
       name: the name that it was built from.
-      make: rngs -> NNX module.
       shape: (H, W, C) of one input.
       num_classes: number of labels.
       family: key of its conversion table.
       options: the frozen settings that fix the module, as its conversion table reads them.
       guided_channels: how many leading channels guidance changes; None for all.
       dropout: whether the module takes a dropout key as its fourth argument.
+      after_update: what training applies to the parameters after each update, and once to those that it starts from;
+        None for nothing.
     """
 
     name: str
-    make: Callable[[nnx.Rngs], nnx.Module]
     shape: tuple[int, int, int]
     num_classes: int
     family: str
     options: Any
     guided_channels: int | None = None
     dropout: bool = False
+    after_update: Callable[[Parameters], Parameters] | None = None
 
     @property
     def null_label(self) -> int:
         """The label that stands for none."""
         return self.num_classes
-
-    def init(self, key: jax.Array) -> Parameters:
-        """Fresh parameters, float32, from the published initialisation. Pure: may be jitted with output shardings."""
-        return nnx.to_pure_dict(nnx.state(self.make(nnx.Rngs(params=key)), nnx.Param))
-
-    @functools.cached_property
-    def _graph(self) -> nnx.GraphDef:
-        return nnx.split(nnx.eval_shape(lambda: self.make(nnx.Rngs(params=0))), nnx.Param, ...)[0]
-
-    @functools.cached_property
-    def abstract_parameters(self) -> Parameters:
-        """The parameters' shapes and dtypes, without memory."""
-        return jax.eval_shape(self.init, jax.random.key(0))
 
     def apply(
         self,
@@ -112,7 +106,7 @@ class Network:
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """F(x, t, labels) for x (B, H, W, C), t (B,), labels (B,) int; dropout only where a key is given."""
-        module = nnx.merge(self._graph, nnx.State(parameters), nnx.State({}), copy=True)
+        module = self.module(parameters)
         return module(x, t, labels, dropout_key) if self.dropout else module(x, t, labels)
 
     def bind(self, parameters: Parameters, dropout_key: jax.Array | None = None) -> Callable:
@@ -137,7 +131,11 @@ TRANSFORMER_FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def _encoder_depth(settings: NetworkSettings, depth: int) -> int:
+def _encoder_depth(settings: NetworkSettings, family: str, depth: int) -> int:
+    if family != "DDT":
+        if settings.encoder_depth:
+            raise ValueError(f"network.encoder_depth={settings.encoder_depth}: must be 0 for {settings.name}")
+        return 0
     encoder_depth = settings.encoder_depth or max(1, round(depth * 22 / 28))  # 22 of the published 28 blocks
     if not 0 < encoder_depth < depth:
         raise ValueError(f"network.encoder_depth={encoder_depth}: must be in [1, {depth - 1}]")
@@ -158,9 +156,10 @@ def _transformer(settings: NetworkSettings, family: str, size: str, patch: int, 
         hidden_size=settings.hidden_size or hidden_size,
         depth=depth,
         num_heads=settings.num_heads or num_heads,
-        encoder_depth=_encoder_depth(settings, depth) if family == "DDT" else 0,
+        encoder_depth=_encoder_depth(settings, family, depth),
         attention=settings.attention,
         remat=settings.remat,
+        unroll=settings.unroll,
         dtype=jnp.dtype(settings.compute_dtype),
         **TRANSFORMER_FAMILIES[family],
     )
@@ -180,6 +179,66 @@ def _transformer(settings: NetworkSettings, family: str, size: str, patch: int, 
     )
 
 
+def unet_network(name: str, family: str, options: UNetSettings) -> Network:
+    """The network of a U-Net's settings; family is "EDM2" or "UNet+"."""
+    module = {"EDM2": edm2.EDM2, "UNet+": unet.UNet}[family]
+    return Network(
+        name=name,
+        make=lambda rngs: module(options, rngs=rngs),
+        shape=(options.size, options.size, options.channels),
+        num_classes=options.num_classes,
+        family=family,
+        options=options,
+        dropout=options.dropout > 0,
+        after_update=edm2.normalise_weights if family == "EDM2" else None,
+    )
+
+
+# What sets the two U-Nets apart: options of `convolutions.UNetSettings`.
+UNET_FAMILIES: dict[str, dict[str, Any]] = {
+    "EDM2": {
+        "multipliers": (1, 2, 3, 4),
+        "blocks": 3,
+        "attention_sizes": (16, 8),
+        "decoder_attention": "all",
+        "head_channels": 64,
+    },
+    "UNet+": {
+        "model_channels": 128,
+        "multipliers": (2, 2, 2),
+        "blocks": 4,
+        "attention_sizes": (16,),
+        "decoder_attention": "last",
+        "dropout": 0.2,
+    },
+}
+
+
+def _unet(settings: NetworkSettings, family: str, shape, num_classes: int, **published: Any) -> Network:
+    chosen = {"model_channels": settings.hidden_size, "blocks": settings.depth}
+    if settings.num_heads:
+        raise ValueError(f"network.num_heads={settings.num_heads}: must be 0 for {settings.name}")
+    options = UNET_FAMILIES[family] | published | {name: value for name, value in chosen.items() if value}
+    height, _, channels = shape
+    multiple = 2 ** (len(options["multipliers"]) - 1)
+    if height % multiple:
+        raise ValueError(f"network.name={settings.name!r}: input size {height} must be a multiple of {multiple}")
+    options = UNetSettings(
+        size=height,
+        channels=channels,
+        num_classes=num_classes,
+        attention=settings.attention,
+        remat=settings.remat,
+        dtype=jnp.dtype(settings.compute_dtype),
+        **options,
+    )
+    for plan in convolutions.encoder_plan(options) + convolutions.decoder_plan(options):
+        divisors = (unet.groups(plan.inputs), unet.groups(plan.outputs)) if family == "UNet+" else (1, plan.heads or 1)
+        if plan.inputs % divisors[0] or plan.outputs % divisors[1]:
+            raise ValueError(f"network.hidden_size={options.model_channels}: does not split evenly; multiples of 64 do")
+    return unet_network(settings.name, family, options)
+
+
 def build(settings: NetworkSettings, shape: tuple[int, int, int], num_classes: int) -> Network:
     """The network called `settings.name` for inputs of (H, W, C) and labels below num_classes.
 
@@ -191,7 +250,13 @@ def build(settings: NetworkSettings, shape: tuple[int, int, int], num_classes: i
         family, size, patch = match[1], match[2], int(match[3])
         if family in TRANSFORMER_FAMILIES and size in TRANSFORMER_SIZES and patch in PATCH_SIZES:
             return _transformer(settings, family, size, patch, shape, num_classes)
-    families = "|".join(TRANSFORMER_FAMILIES)
+    if settings.name == "UNet+":
+        return _unet(settings, "UNet+", shape, num_classes)
+    family, _, size = settings.name.partition("-")
+    if family == "EDM2" and size in EDM2_CHANNELS:
+        return _unet(settings, "EDM2", shape, num_classes, model_channels=EDM2_CHANNELS[size])
+    families, sizes = "|".join(TRANSFORMER_FAMILIES), "|".join(TRANSFORMER_SIZES)
     raise ValueError(
-        f"network.name={settings.name!r}: must be {{{families}}}-{{{'|'.join(TRANSFORMER_SIZES)}}}/{{1|2|4}}"
+        f"network.name={settings.name!r}: must be {{{families}}}-{{{sizes}}}/{{1|2|4}}, "
+        f"EDM2-{{{'|'.join(EDM2_CHANNELS)}}} or UNet+"
     )

@@ -1,9 +1,9 @@
 """Diffusion transformers: SiT, LightningDiT and TiT are one network with different options; DDT splits it in two.
 
-    SiT           Ma et al., arXiv 2401.08740     layer norm, GELU perceptron
-    LightningDiT  Yao et al., arXiv 2501.01423    RMS norm with scale, SwiGLU, rotary embedding
-    TiT           Sun et al., arXiv 2505.07447    RMS norm without parameters, also on queries and keys, SwiGLU, rotary
-    DDT           Wang et al., arXiv 2504.05741   an encoder conditioned on (t, label) conditions a decoder per token
+SiT           Ma et al., arXiv 2401.08740     layer norm, GELU perceptron
+LightningDiT  Yao et al., arXiv 2501.01423    RMS norm with scale, SwiGLU, rotary embedding
+TiT           Sun et al., arXiv 2505.07447    RMS norm without parameters, also on queries and keys, SwiGLU, rotary
+DDT           Wang et al., arXiv 2504.05741   an encoder conditioned on (t, label) conditions a decoder per token
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TransformerSettings:
       position_table: add the fixed table of sines and cosines.
       rotary: "none", "pixel" (rows and columns counted in patches) or "unit" (both scaled to [0, 16]).
       attention: backend, see `layers.attend`.
-      remat: see `layers.REMATERIALISATION`.
+      remat, unroll: see `layers.run_stack`.
       dtype: of matrix products.
     """
 
@@ -59,6 +59,7 @@ class TransformerSettings:
     rotary: str = "none"
     attention: str = "auto"
     remat: str = "none"
+    unroll: int = 1
     dtype: Any = jnp.float32
 
     @property
@@ -101,7 +102,8 @@ class DiffusionTransformer(nnx.Module):
             conditioning += self.label_embedding(labels)
         conditioning = nnx.silu(conditioning)[:, None, :]
         angles = _angles(settings)
-        tokens = layers.run_stack(self.blocks, tokens, conditioning, angles, remat=settings.remat)
+        how = {"remat": settings.remat, "unroll": settings.unroll}
+        tokens = layers.run_stack(self.blocks, tokens, conditioning, angles, **how)
         patches = self.final(tokens, conditioning)
         return layers.unpatchify(patches, settings.patch_size, settings.channels).astype(jnp.float32)
 
@@ -130,13 +132,10 @@ class DecoupledTransformer(nnx.Module):
         time = self.time_embedding(t)[:, None, :]
         conditioning = nnx.silu(time + self.label_embedding(labels)[:, None, :])
         angles = _angles(settings)
-        encoded = layers.run_stack(
-            self.encoder, self.encoder_embedding(patches), conditioning, angles, remat=settings.remat
-        )
+        how = {"remat": settings.remat, "unroll": settings.unroll}
+        encoded = layers.run_stack(self.encoder, self.encoder_embedding(patches), conditioning, angles, **how)
         per_token = nnx.silu(time + encoded)
-        decoded = layers.run_stack(
-            self.decoder, self.decoder_embedding(patches), per_token, angles, remat=settings.remat
-        )
+        decoded = layers.run_stack(self.decoder, self.decoder_embedding(patches), per_token, angles, **how)
         patches = self.final(decoded, per_token)
         return layers.unpatchify(patches, settings.patch_size, settings.channels).astype(jnp.float32)
 

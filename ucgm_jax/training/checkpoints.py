@@ -20,10 +20,14 @@ from typing import Any
 import jax
 import ml_collections
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
 from ucgm_jax import config as config_module
 from ucgm_jax.config import Settings
-from ucgm_jax.errors import UserError
+from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.networks import names
+from ucgm_jax.networks.names import Network
+from ucgm_jax.training import sharding
 from ucgm_jax.training.state import TrainState
 
 Tree = Any
@@ -144,6 +148,19 @@ def read_weights(found: Found, abstract: Tree, shardings: Tree, item: str = "ema
         if difference:
             raise UserError(f"{found.folder}: {difference}")
         return reader.restore(found.folder / item, args=ocp.args.StandardRestore(wanted))
+
+
+def network_of(found: Found) -> Network:
+    """The network that a checkpoint's config describes."""
+    data = found.settings.data
+    with user_errors():
+        return names.build(found.settings.network, (data.size, data.size, data.channels), data.num_classes)
+
+
+def read_replicated(found: Found, network: Network, mesh: Mesh, item: str = "ema") -> Tree:
+    """One tree of a checkpoint's weights, whole on every device of the mesh: what sampling needs."""
+    whole = jax.tree.map(lambda _: sharding.replicated(mesh), network.abstract_parameters)
+    return read_weights(found, network.abstract_parameters, whole, item)
 
 
 def _first_difference(abstract: Tree, stored: Tree) -> str:

@@ -10,8 +10,12 @@ Tree = Any
 
 
 def moving_average(average: Tree, value: Tree, decay: jax.Array | float) -> Tree:
-    """decay * average + (1 - decay) * value for every leaf, in the leaf's own dtype."""
-    return jax.tree.map(lambda a, v: (decay * a + (1 - decay) * v).astype(a.dtype), average, value)
+    """decay * average + (1 - decay) * value for every leaf, in the leaf's own dtype.
+
+    Written as average + (1 - decay) (value - average): what does not change, such as a stored buffer, stays bit for
+    bit, where the other form drifts by rounding.
+    """
+    return jax.tree.map(lambda a, v: (a + (1 - decay) * (v - a)).astype(a.dtype), average, value)
 
 
 def next_target_decay(decay: jax.Array | float, limit: float) -> jax.Array | float:

@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from clu import parameter_overview
 
 from ucgm_jax import config as config_module
 from ucgm_jax.config import Settings
 from ucgm_jax.data import pipeline, sources
-from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.errors import RunError, UserError, user_errors
 from ucgm_jax.evaluation import pictures
 from ucgm_jax.evaluation.generate import Generator, balanced_labels
 from ucgm_jax.method import transports
@@ -38,7 +37,7 @@ MAY_CHANGE = ("train.steps", "train.log_every", "train.checkpoint_every", "train
               "data.path", "sampler.", "guidance.", "expected.")  # fmt: skip
 
 
-class BadSteps(RuntimeError):
+class BadSteps(RunError):
     """Too many steps in a row had a non-finite loss or gradient."""
 
 
@@ -90,9 +89,7 @@ class Run:
         self.source = sources.build(settings.data)
         # A checkpoint's config has to say what the network's input is, without the data set at hand.
         size, _, channels = self.source.shape
-        data = dataclasses.replace(
-            settings.data, size=size, channels=channels, num_classes=self.source.num_classes
-        )
+        data = dataclasses.replace(settings.data, size=size, channels=channels, num_classes=self.source.num_classes)
         self.settings = settings = dataclasses.replace(settings, data=data)
         self.config = config_module.to_config_dict(settings)
         with user_errors():
@@ -115,7 +112,8 @@ class Run:
         """The state before the first step, made where it will live."""
         parameters = self._weights(self._init_from)
         teacher = self._weights(self._teacher_from) if self._teacher_from else None
-        create = lambda p, teacher: state_module.create(p, teacher, self.optimizer, self.settings.objective)
+        prepare = self.network.after_update or (lambda parameters: parameters)
+        create = lambda p, teacher: state_module.create(prepare(p), teacher, self.optimizer, self.settings.objective)
         return jax.jit(create, out_shardings=self.shardings)(parameters, teacher)
 
     def _weights(self, found: checkpoints.Found | None) -> Any:
@@ -127,7 +125,7 @@ class Run:
 
     def describe(self) -> str:
         """Model size, mesh and bytes per device, for the log."""
-        count = parameter_overview.count_parameters(self.network.abstract_parameters)
+        count = self.network.parameter_count
         parts = {
             name: sharding.bytes_per_device(getattr(self.abstract, name), getattr(self.shardings, name))
             for name in ("parameters", "optimizer", "ema", "target")

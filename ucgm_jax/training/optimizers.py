@@ -51,9 +51,7 @@ def cautious(rescale: Callable[[jax.Array, tuple[int, ...]], jax.Array]) -> opta
 
 def _cautious_chain(inner: optax.GradientTransformation, rescale: Callable, decay: float, rate: optax.Schedule):
     """inner, mask, decoupled weight decay (not masked), learning rate."""
-    chain = optax.chain(
-        inner, cautious(rescale), optax.add_decayed_weights(decay), optax.scale_by_learning_rate(rate)
-    )
+    chain = optax.chain(inner, cautious(rescale), optax.add_decayed_weights(decay), optax.scale_by_learning_rate(rate))
 
     def update(gradients: Tree, state: Any, parameters: Tree = None) -> tuple[Tree, Any]:
         return chain.update(gradients, state, parameters, gradient=gradients)

@@ -97,7 +97,11 @@ def train_step(
         gradients = jax.tree.map(lambda g: g * factor, gradients)
 
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
+    # Weight decay and momentum would move stored buffers even without a gradient.
+    updates = jax.tree.map(lambda u, trained: u if trained else jnp.zeros_like(u), updates, network.trainable)
     parameters = optax.apply_updates(state.parameters, updates)
+    if network.after_update:
+        parameters = network.after_update(parameters)
     limit = settings.train.max_bad_steps
     bad = (non_finite > 0) | ~jnp.isfinite(loss)
     bad_steps = jnp.where(state.bad_steps >= limit, state.bad_steps, jnp.where(bad, state.bad_steps + 1, 0))

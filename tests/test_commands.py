@@ -1,0 +1,149 @@
+"""The commands as a user meets them: one clear line and exit code 2 for every mistake, and nothing overwritten."""
+
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.training.small import small_config
+from ucgm_jax import config, errors, sample, train
+from ucgm_jax.training import loop
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    loop.train(small_config(train__steps=2, train__sample_every=2), folder)
+    return folder
+
+
+def call(main, arguments, monkeypatch, capsys):
+    """Exit code and stderr of a command."""
+    monkeypatch.setattr("sys.argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        errors.run(main)
+    return stop.value.code, capsys.readouterr().err
+
+
+CONFIG = "--config=configs/digits.py"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([CONFIG, "--config.train.stepz=3"], "stepz.*steps"),
+        ([CONFIG, "--config.train.steps=many"], "train.steps=many"),
+        (["--config=configs/nothing.py"], "--config: .*No such file or directory: .configs/nothing.py."),
+        ([], "--config: must name a config file"),
+        ([CONFIG, "--config.transport=Linaer"], "transport='Linaer': must be one of Linear, ReLinear, TrigFlow"),
+        ([CONFIG, "--config.network.name=TiT-XXL/3"], "network.name='TiT-XXL/3': must be"),
+        ([CONFIG, "--config.network.hidden_size=66"], "network.hidden_size=66: must be a multiple of"),
+        ([CONFIG, "--config.network.remat=some"], "network.remat='some': must be one of none, full, dots"),
+        ([CONFIG, "--config.optimizer.name=sgd"], "optimizer.name='sgd': must be one of adam"),
+        ([CONFIG, "--config.data.name=cats"], "data.name='cats': must be one of digits"),
+        ([CONFIG, "--config.data.size=16"], "data.size=16: digits has 8"),
+        ([CONFIG, "--config.objective.consistency_ratio=1.5"], "objective.consistency_ratio=1.5: must be in"),
+        ([CONFIG, "--config.mesh.data=3", "--config.train.batch_size=64"], "mesh.data=3 .*must multiply to the 8"),
+        ([CONFIG, "--config.train.batch_size=63"], "train.batch_size=63: must be a multiple of .*= 8"),
+        ([CONFIG, "--config.mesh.data=64"], "mesh.data=64 .*needs 64 devices, there are 8"),
+        ([CONFIG, "--config.train.init_from=/nowhere"], "train.init_from=/nowhere: no such folder"),
+        ([CONFIG, "--config.sampler.steps=0"], "sampler.steps=0: must be at least 1"),
+        ([CONFIG, "--config.sampler.order=3"], "sampler.order=3: must be 1 or 2"),
+        ([CONFIG, "--config.sampler.stochasticity_ratio=often"], "sampler.stochasticity_ratio='often': must be in"),
+    ],
+)
+def test_mistakes_in_training(arguments, message, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "new"
+    code, text = call(train.main, [*arguments, f"--workdir={folder}"], monkeypatch, capsys)
+    assert code == 2
+    lines = [line for line in text.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert re.search(message, lines[0])
+    assert not folder.exists()
+
+
+def test_work_folder_must_be_given(monkeypatch, capsys):
+    code, text = call(train.main, [CONFIG], monkeypatch, capsys)
+    assert code == 2 and text.startswith("error: --workdir: must be given")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--checkpoint=/nowhere"], "--checkpoint=/nowhere: no such folder"),
+        (["--checkpoint=configs"], "--checkpoint=configs: holds no checkpoint of ucgm_jax"),
+        (["--checkpoint={workdir}", "--labels=3,10"], "--labels=3,10: must be labels from 0 to 9"),
+        (["--checkpoint={workdir}", "--labels=x"], "--labels=x: must be labels"),
+        (["--checkpoint={workdir}", "--steps=0"], "--steps=0: must be at least 1"),
+        (["--checkpoint={workdir}", "--order=3"], "--order=3: must be 1 or 2"),
+        (["--checkpoint={workdir}", "--steps=few"], "argument --steps: invalid int value: 'few'"),
+        (["--checkpoint={workdir}", "--batch-size=12"], "--batch-size=12: must be a multiple of .*= 8"),
+        (["--checkpoint={workdir}", "--out=x.gif"], "--out=x.gif: must end in .png or .npz"),
+        (["--steps=2"], "--checkpoint"),
+    ],
+)
+def test_mistakes_in_sampling(arguments, message, workdir, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "samples.png"
+    arguments = [f"--out={out}", *(argument.format(workdir=workdir) for argument in arguments)]
+    code, text = call(sample.main, arguments, monkeypatch, capsys)
+    assert code == 2
+    lines = [line for line in text.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert re.search(message, lines[0])
+    assert not out.exists()
+
+
+def test_training_leaves_metrics_events_and_pictures(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert {"loss", "gradient_norm", "learning_rate", "non_finite_gradients", "steps_per_second"} <= lines[0].keys()
+    assert any((workdir / "events").iterdir())
+    assert Image.open(workdir / "samples" / "00000002.png").size[0] > 100
+
+
+def test_sample_depends_on_its_seed_and_index_alone(workdir, tmp_path, monkeypatch, capsys):
+    def run(name, *flags):
+        out = tmp_path / f"{name}.npz"
+        code, _ = call(sample.main, [f"--checkpoint={workdir}", f"--out={out}", "--stochasticity-ratio=0.5", *flags],
+                       monkeypatch, capsys)  # fmt: skip
+        assert code == 0
+        return np.load(out)
+
+    wide = run("wide", "--count=24", "--batch-size=24", "--labels=0-9")
+    narrow = run("narrow", "--count=12", "--batch-size=8", "--labels=0-9")
+    assert wide["x"].shape == (24, 8, 8, 1)
+    np.testing.assert_array_equal(wide["labels"][:12], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1])
+    np.testing.assert_allclose(wide["x"][:12], narrow["x"], atol=1e-5)
+    other = run("other", "--count=12", "--batch-size=8", "--labels=0-9", "--seed=1")
+    assert not np.allclose(other["x"], narrow["x"], atol=1e-2)
+
+
+def test_sample_writes_a_picture_and_guidance_changes_it(workdir, tmp_path, monkeypatch, capsys):
+    pictures = []
+    for scale in (0.0, 500.0):  # two steps of training have hardly begun to tell labels apart
+        out = tmp_path / f"{scale}.png"
+        flags = [f"--checkpoint={workdir}", f"--out={out}", "--labels=1,3", "--steps=3", f"--guidance-scale={scale}"]
+        assert call(sample.main, flags, monkeypatch, capsys)[0] == 0
+        pictures.append(np.asarray(Image.open(out)))
+    assert pictures[0].shape == pictures[1].shape
+    assert not np.array_equal(*pictures)
+
+
+def test_config_round_trip():
+    settings = config.Settings()
+    assert config.build(config.to_config_dict(settings)) == settings
+
+
+def test_progress_reports_rate_and_time_left(monkeypatch):
+    from ucgm_jax.training import metrics
+
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    progress = metrics.Progress(total=110, done=10, stream=stream)
+    now[0] += 20.0
+    progress.show(50, "loss 0.5")
+    assert stream.getvalue() == "step 50/110  2.00/s  ETA 0:00:30  loss 0.5\n"

@@ -1,0 +1,26 @@
+"""A model small enough to compile in a second or two, on real digits."""
+
+from ucgm_jax import config
+
+
+def small_config(**changes):
+    """A 16-wide, 2-layer TiT on digits with enhancement, EMA target and label drop; `a__b=value` sets config.a.b."""
+    result = config.default_config()
+    result.data.name = "digits"
+    result.network.name = "TiT-S/4"
+    result.network.hidden_size = 16
+    result.network.depth = 2
+    result.network.num_heads = 2
+    result.objective.enhancement_ratio = 0.5
+    result.objective.cosine_loss = True
+    result.optimizer.learning_rate = 1e-3
+    result.train.batch_size = 16
+    result.train.ema_decay = 0.9
+    result.train.steps = 20
+    result.train.log_every = 1
+    result.train.checkpoint_every = 0
+    result.sampler.steps = 4
+    for key, value in changes.items():
+        section, _, name = key.rpartition("__")
+        setattr(result[section] if section else result, name, value)
+    return result

@@ -1,0 +1,159 @@
+"""A run that is killed and resumed ends with the same bits as one that was not."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests.training.small import small_config
+from ucgm_jax.errors import UserError
+from ucgm_jax.training import checkpoints, loop
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PROGRAM = """
+import os, sys
+import jax
+jax.config.update("jax_num_cpu_devices", int(sys.argv[3]))
+jax.config.update("jax_compilation_cache_dir", sys.argv[4])
+from tests.training.small import small_config
+from ucgm_jax.data import sources
+from ucgm_jax.training import loop
+seen = open(sys.argv[1] + ".seen", "a")
+read = sources.ArraySource.read
+def recorded(self, indices, flip):
+    seen.write(" ".join(map(str, indices)) + "\\n"); seen.flush()
+    return read(self, indices, flip)
+sources.ArraySource.read = recorded
+loop.train(small_config(train__steps=int(sys.argv[2]), train__checkpoint_every=10, mesh__data=-1), sys.argv[1])
+"""
+
+
+def start(workdir, steps, cache, devices=1):
+    command = [sys.executable, "-c", PROGRAM, str(workdir), str(steps), str(devices), str(cache)]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+
+
+def last_step(workdir) -> int:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def stored(workdir, step):
+    folder = workdir / "checkpoints" / str(step)
+    assert folder.is_dir()
+    config = small_config(train__steps=40)
+    run = loop.Run(config)
+    saved = checkpoints.Checkpoints(workdir, 10)
+    state, position = saved.restore(step, run.abstract, run.shardings)
+    saved.close()
+    return jax.tree.map(np.asarray, state), position
+
+
+def test_killed_and_resumed_run_is_bit_identical(tmp_path):
+    cache = tmp_path / "cache"
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert start(straight, 40, cache).wait() == 0
+
+    process = start(killed, 1_000_000, cache)
+    while last_step(killed) < 23 or not (killed / "checkpoints" / "20").is_dir():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = last_step(killed)
+    resumed_from = checkpoints.find(killed).step
+    assert 23 <= reached and 20 <= resumed_from <= reached
+    total = max(40, resumed_from + 10)
+    assert start(killed, total, cache).wait() == 0
+    if total > 40:
+        assert start(straight, total, cache).wait() == 0
+
+    (state, position), (expected, expected_position) = stored(killed, total), stored(straight, total)
+    assert position == expected_position == total * 16
+    assert len(jax.tree.leaves(expected)) > 50
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    # The data order too. Both read ahead, so the resumed process is found by the batch that it had to begin with.
+    read = lambda workdir: pathlib.Path(f"{workdir}.seen").read_text().splitlines()
+    order, again = read(straight)[:total], read(killed)
+    first = len(again) - 1 - again[::-1].index(order[resumed_from])
+    assert again[:reached] == order[:reached] and again[first:][: total - resumed_from] == order[resumed_from:]
+    losses = lambda workdir: [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert losses(killed) == losses(straight) and len(losses(killed)) == total
+
+
+def test_resumes_on_another_device_count(tmp_path):
+    cache, workdir, straight = tmp_path / "cache", tmp_path / "moved", tmp_path / "straight"
+    assert start(workdir, 10, cache, devices=8).wait() == 0
+    assert start(workdir, 20, cache, devices=2).wait() == 0
+    assert start(straight, 20, cache, devices=1).wait() == 0
+    losses = lambda folder: [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(losses(workdir), losses(straight), rtol=1e-5)
+
+
+def test_interrupted_save_keeps_the_last_good_one(tmp_path):
+    loop.train(small_config(train__steps=2), tmp_path / "run")
+    good = tmp_path / "run" / "checkpoints" / "2"
+    # What a kill in the middle of a save leaves: a folder that never got its final name.
+    partial = good.with_name("3.orbax-checkpoint-tmp-17")
+    partial.mkdir()
+    (partial / "ema").mkdir()
+    assert checkpoints.find(tmp_path / "run").step == 2
+    state = loop.train(small_config(train__steps=4), tmp_path / "run")
+    assert int(state.step) == 4
+    assert checkpoints.find(tmp_path / "run").step == 4
+
+
+def test_keeps_the_newest_checkpoints(tmp_path):
+    loop.train(small_config(train__steps=5, train__checkpoint_every=1, train__keep_checkpoints=2), tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["4", "5"]
+
+
+class TestWorkFolder:
+    def test_begun_with_another_config_is_refused(self, tmp_path):
+        loop.train(small_config(train__steps=1), tmp_path / "run")
+        before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+        with pytest.raises(UserError, match="optimizer.learning_rate=0.5: .*0.001"):
+            loop.train(small_config(train__steps=2, optimizer__learning_rate=0.5), tmp_path / "run")
+        assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+    def test_foreign_files_are_left_alone(self, tmp_path):
+        (tmp_path / "thesis.tex").write_text("chapter 1")
+        with pytest.raises(UserError, match="--workdir=.* not empty"):
+            loop.train(small_config(), tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_few_step_run_starts_from_one_checkpoint_and_learns_from_another(tmp_path):
+    loop.train(small_config(train__steps=2), tmp_path / "first")
+    loop.train(small_config(train__steps=2, seed=1), tmp_path / "second")
+    few_step = small_config(
+        objective__consistency_ratio=1.0,
+        objective__target_decay=1.0,
+        train__init_from=str(tmp_path / "first"),
+        train__teacher_from=str(tmp_path / "second"),
+    )
+    state = loop.Run(few_step).start()
+    for name, part in (("first", state.parameters), ("first", state.ema), ("second", state.target)):
+        found = checkpoints.find(tmp_path / name)
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), part)
+        placed = jax.tree.map(lambda a: a.sharding, part)
+        jax.tree.map(np.testing.assert_array_equal, part, checkpoints.read_weights(found, abstract, placed))
+
+
+def test_stops_after_a_run_of_bad_steps_with_a_clear_message(tmp_path, monkeypatch):
+    from ucgm_jax.data import sources
+
+    read = sources.ArraySource.read
+    monkeypatch.setattr(
+        sources.ArraySource, "read", lambda self, *a: read(self, *a) | {"x": read(self, *a)["x"] * np.nan}
+    )
+    with pytest.raises(loop.BadSteps, match="stopped at step 5: 5 steps in a row.*train.max_bad_steps"):
+        loop.train(small_config(train__max_bad_steps=5), tmp_path / "run")

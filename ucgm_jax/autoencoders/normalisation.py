@@ -1,0 +1,43 @@
+"""The affine map between an autoencoder's latents and what a network is trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalisation:
+    """(z - mean) / std * multiplier, per channel.
+
+    Attributes:
+      mean, std: one value a channel.
+      multiplier: the standard deviation that the normalised data shall have where mean and std are the data's own.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    multiplier: float = 1.0
+
+    def __post_init__(self):
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"latent statistics: {len(self.mean)} means and {len(self.std)} standard deviations")
+        if not all(np.isfinite(self.mean)) or not all(s > 0 and np.isfinite(s) for s in self.std):
+            raise ValueError("latent statistics: means must be finite, standard deviations finite and above 0")
+        if not self.multiplier:
+            raise ValueError(f"latent multiplier {self.multiplier}: must not be 0")
+
+    def apply(self, latents: Any) -> Any:
+        """Latents (..., C), NumPy or JAX, to data of a network."""
+        return (latents - np.float32(self.mean)) / np.float32(self.std) * np.float32(self.multiplier)
+
+    def invert(self, data: Any) -> Any:
+        """Data of a network (..., C), NumPy or JAX, to latents: z std / multiplier + mean."""
+        return data * np.float32(self.std) / np.float32(self.multiplier) + np.float32(self.mean)
+
+
+def scale(channels: int, multiplier: float) -> Normalisation:
+    """z * multiplier."""
+    return Normalisation((0.0,) * channels, (1.0,) * channels, multiplier)

@@ -1,0 +1,122 @@
+"""What a prepared folder of latents says about itself: manifest.json, written last, and the files it vouches for."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from ucgm_jax.errors import UserError
+
+NAME = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The contents of manifest.json.
+
+    Attributes:
+      autoencoder: published name.
+      weights: SHA-256 of its weights, or "".
+      image_size: height and width of the images that were encoded.
+      latent_shape: (C, h, w) of a latent.
+      classes: names, in the order of their labels.
+      examples: in all shards together.
+      format: "safetensors" or "array_record".
+      shards: {"file", "examples", "bytes", "sha256"} of each, in order.
+      skipped: {"image", "reason"} of each image that could not be read.
+    """
+
+    autoencoder: str
+    weights: str
+    image_size: int
+    latent_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    examples: int
+    format: str
+    shards: tuple[dict[str, Any], ...]
+    skipped: tuple[dict[str, str], ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels."""
+        return len(self.classes)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file that is either whole or not there."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives the path of a partial file, and renames it into place, safely on disk, if nothing is raised."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        _to_disk(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _to_disk(path.parent)
+
+
+def _to_disk(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: pathlib.Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read(folder: pathlib.Path) -> Manifest | None:
+    """The folder's manifest, if it has one.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    try:
+        stored = json.loads(path.read_text())
+        for key in ("latent_shape", "classes", "shards", "skipped"):
+            stored[key] = tuple(stored[key])
+        return Manifest(**stored)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not a manifest of latents: {' '.join(str(error).split())}") from error
+
+
+def check_files(folder: pathlib.Path, manifest: Manifest, *, checksums: bool) -> None:
+    """Compares the shards with the manifest.
+
+    Args:
+      folder: of the shards.
+      manifest: the folder's.
+      checksums: whether to read every file, rather than to look at its size alone.
+
+    Raises:
+      UserError: a shard is missing, has another size or another checksum.
+    """
+    for shard in manifest.shards:
+        path = folder / shard["file"]
+        if not path.is_file():
+            raise UserError(f"{path}: missing, {NAME} lists it")
+        size = path.stat().st_size
+        if size != shard["bytes"]:
+            raise UserError(f"{path}: {size} bytes, must be {shard['bytes']}: truncated or replaced")
+        if checksums and sha256(path) != shard["sha256"]:
+            raise UserError(f"{path}: corrupted: its SHA-256 differs from the one in {NAME}")

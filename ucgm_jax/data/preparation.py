@@ -1,0 +1,299 @@
+"""Encoding a data set of images into shards of latents.
+
+Shard k holds the images k size .. (k + 1) size - 1 of the list, less those that cannot be read. It is a function of the
+list and the settings alone, so it does not matter which process writes it, when, or for which time. A shard that stands
+under its name is whole: it is written under another one and renamed. What happened on the way (images skipped, moments)
+stands beside it in a report, which is written before; the manifest, which makes the folder a data set, is written last.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from ucgm_jax.conversion import safetensors_format
+from ucgm_jax.data import manifest as manifests
+from ucgm_jax.data.images import BadImage, Images
+from ucgm_jax.data.latents import KEYS, LABELS
+from ucgm_jax.data.manifest import replacing, write_json
+from ucgm_jax.data.statistics import STATISTICS, Moments
+from ucgm_jax.errors import UserError
+
+# (images (b, S, S, 3) uint8, their places in the list (b,)) -> latents of them and of their mirrors, (b, C, h, w) each.
+Encode = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+PLAN, REPORTS = "plan.json", "reports"
+SUFFIXES = {"safetensors": ".safetensors", "array_record": ".array_record"}
+
+
+class TooManyBadImages(Exception):
+    """More images than allowed could not be read; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """What is encoded into what.
+
+    Attributes:
+      out: folder of the shards.
+      autoencoder: published name.
+      weights: SHA-256 of its weights, or "".
+      latent_shape: (C, h, w).
+      image_size: height and width of the cropped images.
+      shard_size: images of a shard.
+      batch_size: images that are encoded at a time; each batch but the last of a shard is full.
+      format: "safetensors" or "array_record".
+      seed: of the posterior's samples.
+      compute: anything else that results depend on, such as the compute dtype.
+      max_bad_share: of all images, how many may be unreadable.
+      threads: that read images.
+    """
+
+    out: pathlib.Path
+    autoencoder: str
+    latent_shape: tuple[int, int, int]
+    image_size: int
+    weights: str = ""
+    shard_size: int = 4096
+    batch_size: int = 64
+    format: str = "safetensors"
+    seed: int = 0
+    compute: str = "float32"
+    max_bad_share: float = 0.0
+    threads: int = 8
+
+    def __post_init__(self):
+        rules = {
+            "shard_size": (self.shard_size >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "threads": (self.threads >= 1, "at least 1"),
+            "format": (self.format in SUFFIXES, f"one of {', '.join(SUFFIXES)}"),
+            "max_bad_share": (0 <= self.max_bad_share <= 1, "from 0 to 1"),
+        }
+        for name, (valid, allowed) in rules.items():
+            if not valid:
+                raise UserError(f"--{name.replace('_', '-')}={getattr(self, name)}: must be {allowed}")
+
+    def shard(self, number: int) -> pathlib.Path:
+        """The path of a shard."""
+        return self.out / f"latents_{number:05d}{SUFFIXES[self.format]}"
+
+    def report(self, number: int) -> pathlib.Path:
+        """The path of a shard's report."""
+        return self.out / REPORTS / f"latents_{number:05d}.json"
+
+
+def plan(job: Preparation, images: Images) -> dict[str, Any]:
+    """What fixes the bytes of every shard: two runs with the same plan may share a folder."""
+    digest = hashlib.sha256()
+    for index in range(len(images)):
+        digest.update(f"{images.name(index)}\n".encode())
+    fields = ("autoencoder", "weights", "image_size", "shard_size", "batch_size", "format", "seed", "compute")
+    return {field: getattr(job, field) for field in fields} | {
+        "latent_shape": list(job.latent_shape),
+        "classes": list(images.classes),
+        "images": len(images),
+        "list": digest.hexdigest(),
+    }
+
+
+def claim(job: Preparation, wanted: dict[str, Any]) -> None:
+    """Makes the folder this plan's.
+
+    Raises:
+      UserError: it belongs to another plan.
+    """
+    (job.out / REPORTS).mkdir(parents=True, exist_ok=True)
+    path = job.out / PLAN
+    if path.exists():
+        found = json.loads(path.read_text())
+        differing = [key for key in wanted if found.get(key) != wanted[key]]
+        if differing:
+            key = differing[0]
+            brief = lambda value: value if len(str(value)) < 60 else "another"
+            raise UserError(
+                f"--out={job.out}: begun with {key}={brief(found.get(key))}, now {brief(wanted[key])}; "
+                "choose another folder or remove this one"
+            )
+        return
+    if any(job.out.glob(f"*{SUFFIXES[job.format]}")):
+        raise UserError(f"--out={job.out}: holds shards without a {PLAN}; choose another folder")
+    write_json(path, wanted)
+
+
+def run(
+    job: Preparation,
+    images: Images,
+    encode: Encode,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    report: Callable[[int, str], None] = lambda done, text: None,
+    warn: Callable[[str], None] = lambda line: None,
+) -> manifests.Manifest | None:
+    """Encodes this process's shards that are not there yet; the process that finds all of them there ends the work.
+
+    Args:
+      job: what to do.
+      images: the images.
+      encode: see `Encode`.
+      process_index, process_count: shards are dealt round to the processes.
+      report: called with the number of this process's images that are done, and with the shard's name.
+      warn: called with a line for each image that is skipped.
+
+    Returns:
+      The manifest, or None while shards of other processes are missing.
+
+    Raises:
+      UserError: the folder belongs to another run.
+      TooManyBadImages: more than the allowed share; the shards stay, the manifest is not written.
+      OSError: the disk is full or failing; no partial file is left.
+    """
+    claim(job, plan(job, images))
+    mine = shards(job, images, process_index, process_count)
+    done = finished(job, mine)
+    for number, members in mine:
+        if not job.shard(number).exists():
+            _encode_shard(job, images, encode, number, members, lambda n, text: report(done + n, text), warn)
+            done += len(members)
+    return finish(job, images)
+
+
+def shards(job: Preparation, images: Images, process_index: int = 0, process_count: int = 1) -> list[tuple[int, range]]:
+    """Number and places of the images of every shard of a process."""
+    starts = range(0, len(images), job.shard_size)
+    everyone = [(n, range(start, min(start + job.shard_size, len(images)))) for n, start in enumerate(starts)]
+    return everyone[process_index::process_count]
+
+
+def finished(job: Preparation, mine: list[tuple[int, range]]) -> int:
+    """How many images of these shards are done."""
+    return sum(len(members) for number, members in mine if job.shard(number).exists())
+
+
+def _readable(
+    job: Preparation, images: Images, members: range, skipped: list[dict[str, str]], warn: Callable[[str], None]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(place, image) of those that can be read, in order, read ahead by threads."""
+    waiting: collections.deque = collections.deque()
+    with ThreadPoolExecutor(job.threads) as pool:
+        for index in [*members, *[None] * (2 * job.batch_size)]:
+            if index is not None:
+                waiting.append((index, pool.submit(images.load, index, job.image_size)))
+            if waiting and (index is None or len(waiting) > 2 * job.batch_size):
+                place, future = waiting.popleft()
+                try:
+                    yield place, future.result()
+                except BadImage as error:
+                    skipped.append({"image": images.name(place), "reason": str(error)})
+                    warn(f"skipped {images.name(place)}: {error}")
+
+
+def _batches(readable: Iterator[tuple[int, np.ndarray]], size: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Full batches of places and images, and how many of the (repeated) last one's are real."""
+    places, pixels = [], []
+    for place, image in readable:
+        places.append(place)
+        pixels.append(image)
+        if len(places) == size:
+            yield np.asarray(places), np.stack(pixels), size
+            places, pixels = [], []
+    if places:
+        wrapped = np.arange(size) % len(places)
+        yield np.asarray(places)[wrapped], np.stack(pixels)[wrapped], len(places)
+
+
+def _encode_shard(
+    job: Preparation,
+    images: Images,
+    encode: Encode,
+    number: int,
+    members: range,
+    report: Callable[[int, str], None],
+    warn: Callable[[str], None],
+) -> None:
+    skipped: list[dict[str, str]] = []
+    places, parts = [], {key: [np.zeros((0, *job.latent_shape), np.float32)] for key in KEYS}
+    for batch, pixels, real in _batches(_readable(job, images, members, skipped, warn), job.batch_size):
+        for key, latents in zip(KEYS, encode(pixels, batch), strict=True):
+            parts[key].append(np.asarray(latents, np.float32)[:real])
+        places += batch[:real].tolist()
+        report(len(places) + len(skipped), f"shard {number}")
+    arrays = {key: np.concatenate(part) for key, part in parts.items()}
+    del parts
+    labels = np.asarray([images.label(place) for place in places], np.int64)
+    moments = Moments.of(arrays["latents"]).merge(Moments.of(arrays["latents_flip"]))
+    with replacing(job.shard(number)) as partial:
+        WRITERS[job.format](partial, arrays, labels)
+        shard = {"file": job.shard(number).name, "examples": len(places), "bytes": partial.stat().st_size}
+        shard["sha256"] = manifests.sha256(partial)
+        # Before the shard gets its name, so that a shard never stands without its report.
+        outcome = {"shard": shard, "labels": labels.tolist(), "skipped": skipped, "moments": moments.to_json()}
+        write_json(job.report(number), outcome)
+
+
+def _write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray], labels: np.ndarray) -> None:
+    tensors = arrays | {"labels": labels}
+    signature = {key: (array.dtype.name, array.shape) for key, array in tensors.items()}
+    safetensors_format.write(path, signature, tensors.items())
+
+
+def _write_array_record(path: pathlib.Path, arrays: dict[str, np.ndarray], labels: np.ndarray) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    # Groups of one make access to any record cheap; latents do not compress.
+    writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    try:
+        for label, *latents in zip(labels, *(arrays[key] for key in KEYS), strict=True):
+            writer.write(label.astype("<i8").tobytes() + b"".join(one.astype("<f4").tobytes() for one in latents))
+    except RuntimeError as error:
+        raise OSError(" ".join(str(error).split())) from error
+    finally:
+        writer.close()
+
+
+WRITERS = {"safetensors": _write_safetensors, "array_record": _write_array_record}
+
+
+def finish(job: Preparation, images: Images) -> manifests.Manifest | None:
+    """Statistics and manifest, once all shards are there; see `run`."""
+    everyone = shards(job, images)
+    if finished(job, everyone) < len(images):
+        return None
+    outcomes = [json.loads(job.report(number).read_text()) for number, _ in everyone]
+    skipped = tuple(one for outcome in outcomes for one in outcome["skipped"])
+    examples = sum(outcome["shard"]["examples"] for outcome in outcomes)
+    if len(skipped) > job.max_bad_share * len(images) or not examples:
+        raise TooManyBadImages(
+            f"{len(skipped)} of {len(images)} images could not be read, allowed are --max-bad-share="
+            f"{job.max_bad_share}: {', '.join(one['image'] for one in skipped[:3])}"
+        )
+    moments = Moments.none(job.latent_shape[0])
+    for outcome in outcomes:
+        moments = moments.merge(Moments.from_json(outcome["moments"]))
+    with replacing(job.out / f"{STATISTICS}.npz") as partial, open(partial, "wb") as file:
+        np.savez(file, **moments.arrays())
+    if job.format == "array_record":
+        labels = np.concatenate([np.asarray(outcome["labels"], np.int64) for outcome in outcomes])
+        with replacing(job.out / LABELS) as partial, open(partial, "wb") as file:
+            np.save(file, labels)
+    manifest = manifests.Manifest(
+        autoencoder=job.autoencoder,
+        weights=job.weights,
+        image_size=job.image_size,
+        latent_shape=job.latent_shape,
+        classes=tuple(images.classes),
+        examples=examples,
+        format=job.format,
+        shards=tuple(outcome["shard"] for outcome in outcomes),
+        skipped=skipped,
+    )
+    write_json(job.out / manifests.NAME, dataclasses.asdict(manifest))
+    return manifest
