@@ -13,6 +13,8 @@ from ucgm_jax.conversion.safetensors_format import SafetensorsFile
 from ucgm_jax.method import transports
 from ucgm_jax.method.objective import ObjectiveSettings
 from ucgm_jax.method.sampler import SamplerSettings
+from ucgm_jax.networks import names
+from ucgm_jax.networks.convolutions import UNetSettings
 from ucgm_jax.networks.names import Network, NetworkSettings, build
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -86,9 +88,15 @@ NETWORK_NAMES = {
 }
 
 
+UNET_FAMILIES = {"edm2": "EDM2", "unetplus": "UNet+"}
+CONVERTED = (*NETWORK_NAMES, *UNET_FAMILIES)
+
+
 def golden_network(case: str) -> Network:
-    """The small network of golden/networks/`case`."""
+    """The small network of golden/networks/`case`; U-Nets without dropout."""
     options = meta("networks")[case]["kwargs"]
+    if case in UNET_FAMILIES:
+        return _golden_unet(case, options)
     settings = NetworkSettings(
         name=NETWORK_NAMES[case],
         hidden_size=options["hidden_size"],
@@ -98,6 +106,23 @@ def golden_network(case: str) -> Network:
     )
     size = options["input_size"]
     return build(settings, (size, size, options["in_channels"]), options["num_classes"])
+
+
+def _golden_unet(case: str, options: dict[str, Any]) -> Network:
+    family = UNET_FAMILIES[case]
+    published = names.UNET_FAMILIES[family]
+    settings = UNetSettings(
+        size=options["input_size"],
+        channels=options["in_channels"],
+        num_classes=options["num_classes"],
+        model_channels=options["model_channels"],
+        multipliers=tuple(options["channel_mult"]),
+        blocks=options["num_blocks"],
+        attention_sizes=tuple(options["attn_resolutions"]),
+        decoder_attention=published["decoder_attention"],
+        head_channels=published.get("head_channels", 0),
+    )
+    return names.unet_network(case, family, settings)
 
 
 def golden_state(case: str, folder: str = "networks") -> SafetensorsFile:

@@ -5,7 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.golden_cases import NETWORK_NAMES, golden_network, golden_state
+from tests.golden_cases import CONVERTED, golden_network, golden_state
 from ucgm_jax.conversion import families, tables
 from ucgm_jax.conversion.tables import Computed, ConversionError, Rule
 
@@ -27,7 +27,7 @@ def assert_same_bits(ours: dict, expected: dict) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
-@pytest.mark.parametrize("case", NETWORK_NAMES)
+@pytest.mark.parametrize("case", CONVERTED)
 def test_round_trip_keeps_every_bit(case, dtype):
     network = golden_network(case)
     state = {key: tensor.astype(dtype) for key, tensor in state_of(case).items()}

@@ -47,7 +47,7 @@ def optimizer_moments(network: Network, file: TorchFile) -> Moments:
     if file.optimizer is None or not file.optimizer.get("param_groups"):
         raise ConversionError("opt: no optimiser state in the file")
     table = families.table(network)
-    untrained = {path for path, trained in tables.leaves(getattr(network, "trainable", {})) if not trained}
+    untrained = {path for path, trained in tables.leaves(network.trainable) if not trained}
     buffers = {entry.torch for entry in table if isinstance(entry, Computed) and not entry.is_parameter}
     rules: tables.Table = [entry for entry in table if isinstance(entry, Rule)]
     buffers |= {key for rule in rules if rule.flax in untrained for key in rule.keys()}  # noqa: SIM118

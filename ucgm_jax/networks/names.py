@@ -131,7 +131,11 @@ TRANSFORMER_FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def _encoder_depth(settings: NetworkSettings, depth: int) -> int:
+def _encoder_depth(settings: NetworkSettings, family: str, depth: int) -> int:
+    if family != "DDT":
+        if settings.encoder_depth:
+            raise ValueError(f"network.encoder_depth={settings.encoder_depth}: must be 0 for {settings.name}")
+        return 0
     encoder_depth = settings.encoder_depth or max(1, round(depth * 22 / 28))  # 22 of the published 28 blocks
     if not 0 < encoder_depth < depth:
         raise ValueError(f"network.encoder_depth={encoder_depth}: must be in [1, {depth - 1}]")
@@ -152,7 +156,7 @@ def _transformer(settings: NetworkSettings, family: str, size: str, patch: int, 
         hidden_size=settings.hidden_size or hidden_size,
         depth=depth,
         num_heads=settings.num_heads or num_heads,
-        encoder_depth=_encoder_depth(settings, depth) if family == "DDT" else 0,
+        encoder_depth=_encoder_depth(settings, family, depth),
         attention=settings.attention,
         remat=settings.remat,
         unroll=settings.unroll,
