@@ -266,6 +266,13 @@ class Preemption:
             signal.signal(signal.SIGTERM, before)
 
 
+def is_first() -> bool:
+    """Whether this is process 0, the one that writes what is not split over all."""
+    import jax
+
+    return jax.process_index() == 0
+
+
 _barriers = itertools.count()
 
 

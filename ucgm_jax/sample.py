@@ -119,7 +119,7 @@ def main(argv: list[str]) -> int:
     progress = Progress(count, unit="sample")
     x = generator(parameters, labels, seed=given.seed, progress=progress.show)
     progress.close()
-    if jax.process_index() != 0:  # every process has all samples
+    if not hosts.is_first():  # every process has all samples
         return 0
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":

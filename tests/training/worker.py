@@ -5,7 +5,6 @@ step; "heartbeat". Beside WORKDIR it notes the examples that each of its steps t
 """
 
 import json
-import sys
 import time
 
 from ucgm_jax import errors, hosts

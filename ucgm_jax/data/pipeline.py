@@ -18,7 +18,6 @@ import numpy as np
 from ucgm_jax.data.sources import Batch, Source
 from ucgm_jax.errors import UserError
 
-
 Rows = slice | np.ndarray  # which rows of every global batch
 
 

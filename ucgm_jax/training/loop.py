@@ -36,7 +36,8 @@ LOG = logging.getLogger("ucgm_jax")
 # Keys that may differ from those that a work folder was begun with: they change how long and how a run goes on, not
 # what it computes.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every",
-              "train.keep_checkpoints", "train.max_bad_steps", "train.profile_", "train.gradient_accumulation", "mesh.", "data.read_threads", "data.prefetch",
+              "train.keep_checkpoints", "train.max_bad_steps", "train.profile_",
+              "train.gradient_accumulation", "mesh.", "data.read_threads", "data.prefetch",
               "data.path", "sampler.", "guidance.", "expected.")  # fmt: skip
 
 
