@@ -7,6 +7,7 @@ The defaults below are the only ones. `default_config` renders them as a ConfigD
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from typing import Any
@@ -106,16 +107,20 @@ class TrainSettings:
     Attributes:
       steps: optimiser steps in all.
       batch_size: global batch, over all devices and processes.
+      gradient_accumulation: parts that each batch is computed in, one after the other, to save memory; the loss and its
+        gradient are those of the whole batch.
       ema_decay: decay of the evaluation average.
       init_from: checkpoint folder whose evaluation average the weights start from; "" starts fresh.
       teacher_from: checkpoint folder of the frozen target network (target_decay = 1); "" takes the start weights.
       max_bad_steps: stop after so many steps in a row with non-finite gradients or loss.
       log_every, checkpoint_every, sample_every: steps between them; 0 means only at the end (samples: never).
       keep_checkpoints: how many checkpoints to keep, the newest.
+      profile_from, profile_steps: profile so many steps from that one on, on all processes; profile_from 0 for none.
     """
 
     steps: int = 100_000
     batch_size: int = 256
+    gradient_accumulation: int = 1
     ema_decay: float = 0.9999
     init_from: str = ""
     teacher_from: str = ""
@@ -124,6 +129,8 @@ class TrainSettings:
     checkpoint_every: int = 5_000
     sample_every: int = 0
     keep_checkpoints: int = 3
+    profile_from: int = 0
+    profile_steps: int = 5
 
     def __post_init__(self):
         _check(
@@ -136,6 +143,9 @@ class TrainSettings:
             checkpoint_every=(self.checkpoint_every >= 0, "at least 0"),
             sample_every=(self.sample_every >= 0, "at least 0"),
             keep_checkpoints=(self.keep_checkpoints >= 1, "at least 1"),
+            gradient_accumulation=(self.gradient_accumulation >= 1, "at least 1"),
+            profile_from=(self.profile_from >= 0, "at least 0"),
+            profile_steps=(self.profile_steps >= 1, "at least 1"),
         )
 
 
@@ -159,6 +169,22 @@ class MeshSettings:
             _check(self, **{name: (size >= 1 or size == -1, "at least 1, or -1 for the rest")})
         if (self.data, self.fsdp, self.tensor).count(-1) > 1:
             raise ValueError(f"data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: only one may be -1")
+
+    def sizes(self, devices: int) -> dict[str, int]:
+        """The size of each axis over so many devices.
+
+        Raises:
+          UserError: the axes do not use exactly those devices.
+        """
+        sizes = {axis: getattr(self, axis) for axis in ("data", "fsdp", "tensor")}
+        fixed = math.prod(size for size in sizes.values() if size > 0)
+        text = " x ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
+        if fixed > devices:
+            raise UserError(f"{text}: needs {fixed} devices, there are {devices}")
+        sizes = {axis: size if size > 0 else devices // fixed for axis, size in sizes.items()}
+        if math.prod(sizes.values()) != devices:
+            raise UserError(f"{text}: must multiply to the {devices} devices")
+        return sizes
 
 
 @dataclasses.dataclass(frozen=True)

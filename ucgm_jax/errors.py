@@ -16,6 +16,8 @@ class UserError(ValueError):
 class RunError(RuntimeError):
     """A run that had to stop for what happened in it, not for how it was called; its message is one line."""
 
+    exit_code = 1
+
 
 @contextlib.contextmanager
 def user_errors(section: str = "") -> Iterator[None]:
@@ -31,7 +33,7 @@ def user_errors(section: str = "") -> Iterator[None]:
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs a command with the process's arguments; an error of ours becomes one line on stderr.
 
-    Exit codes: 2 for a `UserError`, 1 for a `RunError`, 130 when interrupted.
+    Exit codes: 2 for a `UserError`, a `RunError`'s own (1, or 75 when preempted), 130 when interrupted.
     """
     try:
         code = main(sys.argv)
@@ -40,7 +42,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         code = 2
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 1
+        code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

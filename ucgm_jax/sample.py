@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ucgm_jax import errors
+from ucgm_jax import errors, hosts
 from ucgm_jax.config import GuidanceSettings, MeshSettings, Settings
 from ucgm_jax.errors import UserError, user_errors
 
@@ -92,6 +92,7 @@ def overrides(settings: Settings, given: argparse.Namespace) -> tuple[Any, Guida
 
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
+    argv, given_hosts = hosts.take_flags(argv)
     given = parser().parse_args(argv[1:])
     out = pathlib.Path(given.out)
     if out.suffix not in (".png", ".npz"):
@@ -118,6 +119,8 @@ def main(argv: list[str]) -> int:
     progress = Progress(count, unit="sample")
     x = generator(parameters, labels, seed=given.seed, progress=progress.show)
     progress.close()
+    if not hosts.is_first():  # every process has all samples
+        return 0
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
         np.savez(out, x=x, labels=labels, indices=np.arange(count))

@@ -18,11 +18,13 @@ import numpy as np
 from ucgm_jax.data.sources import Batch, Source
 from ucgm_jax.errors import UserError
 
+Rows = slice | np.ndarray  # which rows of every global batch
+
 
 class _Rows:
     """Random access to one process's rows of every global batch, from a first step on."""
 
-    def __init__(self, source: Source, *, batch_size: int, seed: int, random_flip: bool, first_step: int, rows: slice):
+    def __init__(self, source: Source, *, batch_size: int, seed: int, random_flip: bool, first_step: int, rows: Rows):
         self._source, self._batch_size, self._seed = source, batch_size, seed
         self._random_flip, self._first_step, self._rows = random_flip, first_step, rows
         # Shuffled anew in every epoch, as a whole: one place at a time would take as long as reading what lies there.
@@ -58,6 +60,7 @@ def batches(
     prefetch: int = 4,
     process_index: int = 0,
     process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """This process's rows of every global batch, without end, read ahead in threads.
 
@@ -69,6 +72,7 @@ def batches(
       random_flip: mirror half of the examples.
       read_threads, prefetch: threads, and batches read ahead.
       process_index, process_count: which contiguous part of each batch to give.
+      rows: the rows of each batch to give instead; see `sharding.process_rows`.
 
     Yields:
       {"x": (batch_size / process_count, H, W, C) float32, "label": (...,) int32, "index": (...,) int64, the examples'
@@ -86,18 +90,42 @@ def batches(
         seed=seed,
         random_flip=random_flip,
         first_step=position // batch_size,
-        rows=slice(process_index * part, (process_index + 1) * part),
+        rows=slice(process_index * part, (process_index + 1) * part) if rows is None else rows,
     )
     options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=max(prefetch, read_threads))
     return iter(grain.MapDataset.source(rows).to_iter_dataset(options))
 
 
 def to_devices(
-    host_batches: Iterable[Batch], sharding: jax.sharding.Sharding, ahead: int = 2
+    host_batches: Iterable[Batch],
+    sharding: jax.sharding.Sharding,
+    ahead: int = 2,
+    rows: np.ndarray | None = None,
+    batch_size: int | None = None,
 ) -> Iterator[dict[str, jax.Array]]:
-    """Global arrays of "x" and "label", whose transfer starts `ahead` batches before they are asked for."""
+    """Global arrays of "x" and "label", whose transfer starts `ahead` batches before they are asked for.
+
+    Args:
+      host_batches: this process's rows of each batch.
+      sharding: of the global batch.
+      ahead: batches under way.
+      rows: which rows of the global batch those are, in order; None for all.
+      batch_size: global batch size; None where all rows are this process's.
+    """
+
+    def place(local: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            if rows is None:
+                return local[index]
+            start, stop, _ = index[0].indices(shape[0])
+            first = int(np.searchsorted(rows, start))
+            return local[(slice(first, first + stop - start), *index[1:])]
+
+        shape = (len(local) if batch_size is None else batch_size, *local.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, part)
+
     waiting: collections.deque = collections.deque()
     for batch in host_batches:
-        waiting.append({name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in ("x", "label")})
+        waiting.append({name: place(batch[name]) for name in ("x", "label")})
         if len(waiting) > ahead:
             yield waiting.popleft()

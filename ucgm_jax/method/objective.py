@@ -96,13 +96,17 @@ class Auxiliary(NamedTuple):
     labels: Array
 
 
-def drop_labels(labels: Array, null_label: int, label_drop: float) -> tuple[Array, Array]:
-    """The labels with the last round(label_drop * B) replaced by the null label, and (B,) bool: which were.
+def dropped_rows(batch: int, label_drop: float) -> Array:
+    """(B,) bool: which rows of a batch are trained without their label, the last round(label_drop * B).
 
     Dropping the last rows of a shuffled batch is dropping at random. None are dropped when the count rounds to 0.
     """
-    batch = labels.shape[0]
-    dropped = jnp.arange(batch) >= batch - round(label_drop * batch)
+    return jnp.arange(batch) >= batch - round(label_drop * batch)
+
+
+def drop_labels(labels: Array, null_label: int, label_drop: float) -> tuple[Array, Array]:
+    """The labels with those of `dropped_rows` replaced by the null label, and (B,) bool: which were."""
+    dropped = dropped_rows(labels.shape[0], label_drop)
     return jnp.where(dropped, null_label, labels), dropped
 
 
@@ -222,6 +226,7 @@ def loss(
     t: Array,
     labels: Array,
     null_label: int,
+    dropped: Array | None = None,
 ) -> tuple[Array, Auxiliary]:
     """The loss of every example of a batch (arXiv 2505.07447, Algorithm 1).
 
@@ -238,6 +243,7 @@ def loss(
       t: (B,) times in [0, 1].
       labels: (B,) int labels.
       null_label: the label that stands for none.
+      dropped: (B,) bool, the rows to train with the null label, where this is a part of a batch; None: its last share.
 
     Returns:
       (B,) losses, weighted, and the `Auxiliary` values.
@@ -249,7 +255,9 @@ def loss(
         raise ValueError(f"transport={transport.name!r}: noise must sit at t = 1; train through its mirror")
     if settings.uses_target_network and target_network is None:
         raise ValueError(f"enhancement_ratio={settings.enhancement_ratio!r}: needs a target network")
-    labels, dropped = drop_labels(labels, null_label, settings.label_drop)
+    if dropped is None:
+        dropped = dropped_rows(labels.shape[0], settings.label_drop)
+    labels = jnp.where(dropped, null_label, labels)
     times = expand_time(t, x)
     x_t = transport.interpolate(x, z, times)
     output = network(x_t, t, labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import pathlib
 import time
 from typing import Any
@@ -14,17 +15,19 @@ import ml_collections
 import numpy as np
 
 from ucgm_jax import config as config_module
+from ucgm_jax import hosts
 from ucgm_jax.config import Settings
 from ucgm_jax.data import pipeline, sources
 from ucgm_jax.errors import RunError, UserError, user_errors
 from ucgm_jax.evaluation import pictures
 from ucgm_jax.evaluation.generate import Generator, balanced_labels
 from ucgm_jax.method import transports
-from ucgm_jax.networks import names
+from ucgm_jax.networks import flops, names
 from ucgm_jax.training import checkpoints, optimizers, sharding
 from ucgm_jax.training import state as state_module
 from ucgm_jax.training.checkpoints import Checkpoints
 from ucgm_jax.training.metrics import MetricsWriter, Progress
+from ucgm_jax.training.speed import ProfileWindow, Speed, forward_units
 from ucgm_jax.training.state import TrainState
 from ucgm_jax.training.step import compile_step
 
@@ -33,7 +36,8 @@ LOG = logging.getLogger("ucgm_jax")
 # Keys that may differ from those that a work folder was begun with: they change how long and how a run goes on, not
 # what it computes.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every",
-              "train.keep_checkpoints", "train.max_bad_steps", "mesh.", "data.read_threads", "data.prefetch",
+              "train.keep_checkpoints", "train.max_bad_steps", "train.profile_",
+              "train.gradient_accumulation", "mesh.", "data.read_threads", "data.prefetch",
               "data.path", "sampler.", "guidance.", "expected.")  # fmt: skip
 
 
@@ -44,22 +48,37 @@ class BadSteps(RunError):
 def check_work_folder(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Refuses a work folder that was begun with another config; writes the config into a new one.
 
+    Process 0 alone looks and writes, so that no other meets a folder that is half made; all learn what it found.
+
     Raises:
       UserError: naming the first key that differs.
     """
-    path, ours = workdir / "config.json", checkpoints.config_to_json(config)
+    ours = checkpoints.config_to_json(config)
+    problem = hosts.agree(_folder_problem(workdir, ours) if jax.process_index() == 0 else "")
+    if problem:
+        raise UserError(problem)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        # Whole or not there: a run that is killed here has to start again.
+        partial = workdir / _PARTIAL
+        partial.write_text(json.dumps(ours, indent=2) + "\n")
+        os.replace(partial, workdir / "config.json")
+    hosts.barrier("work folder")
+
+
+_PARTIAL = "config.json.partial"
+
+
+def _folder_problem(workdir: pathlib.Path, ours: dict[str, Any]) -> str:
+    path = workdir / "config.json"
     if path.exists():
         theirs = dict(_flatten(json.loads(path.read_text())))
         for key, value in _flatten(json.loads(json.dumps(ours))):
             if theirs.get(key) != value and not key.startswith(MAY_CHANGE):
-                raise UserError(
-                    f"{key}={value!r}: {workdir} was begun with {theirs.get(key)!r}; use that or another --workdir"
-                )
-    elif workdir.exists() and any(workdir.iterdir()):
-        raise UserError(f"--workdir={workdir}: is not empty and holds no run; name a new folder")
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(ours, indent=2) + "\n")
+                return f"{key}={value!r}: {workdir} was begun with {theirs.get(key)!r}; use that or another --workdir"
+    elif workdir.exists() and any(inside.name != _PARTIAL for inside in workdir.iterdir()):
+        return f"--workdir={workdir}: is not empty and holds no run; name a new folder"
+    return ""
 
 
 def _flatten(tree: dict[str, Any], prefix: str = ""):
@@ -84,7 +103,7 @@ class Run:
         with user_errors():
             transports.get(settings.transport)
         self.mesh = sharding.make_mesh(settings.mesh)
-        sharding.check_batch(settings.train.batch_size, self.mesh)
+        sharding.check_batch(settings.train.batch_size, self.mesh, microbatches=settings.train.gradient_accumulation)
         self.optimizer = optimizers.build(settings.optimizer)
         self.source = sources.build(settings.data)
         # A checkpoint's config has to say what the network's input is, without the data set at hand.
@@ -94,6 +113,11 @@ class Run:
         self.config = config_module.to_config_dict(settings)
         with user_errors():
             self.network = names.build(settings.network, self.source.shape, self.source.num_classes)
+        if self.mesh.shape["tensor"] > 1 and self.network.family not in names.TRANSFORMER_FAMILIES:
+            raise UserError(
+                f"mesh.tensor={self.mesh.shape['tensor']}: must be 1 for {self.network.name}; "
+                "U-Nets are split over data and fsdp"
+            )
         self._init_from = self._find(settings.train.init_from, "train.init_from")
         self._teacher_from = self._find(settings.train.teacher_from, "train.teacher_from")
         self.abstract = state_module.abstract(self.network, self.optimizer, settings.objective)
@@ -134,11 +158,15 @@ class Run:
         mesh = " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
         memory = ", ".join(f"{name} {size / 2**20:.1f}" for name, size in parts.items())
         device = self.mesh.devices.flat[0]
-        return (
+        lines = [
             f"{self.network.name}: {count:,} parameters; data {self.settings.data.name}: {len(self.source):,} examples "
-            f"of {self.source.shape}\nmesh: {mesh} of {device.device_kind}, {jax.process_count()} processes; "
-            f"MiB per device: {memory}"
-        )
+            f"of {self.source.shape}",
+            f"mesh: {mesh} of {device.device_kind}, {jax.process_count()} processes; MiB per device: {memory}",
+        ]
+        copies = round(sum(parts.values()) / parts["parameters"])
+        for dimension, size in sharding.undivided(self.abstract.parameters, self.mesh).items():
+            lines.append(f"does not divide, stays whole: {dimension}; costs {copies * size / 2**20:.1f} MiB per device")
+        return "\n".join(lines)
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> TrainState:
@@ -150,6 +178,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Tra
     Raises:
       UserError: anything in the config or the work folder that does not fit; nothing was written then.
       BadSteps: `train.max_bad_steps` steps in a row were not finite.
+      Preempted: a process got SIGTERM; the step that was reached is saved.
     """
     run, workdir = Run(config), pathlib.Path(workdir).absolute()
     settings = run.settings
@@ -163,56 +192,106 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Tra
         state, position = saved.restore(latest, run.abstract, run.shardings)
         LOG.info("resumed from step %d", latest)
     try:
-        return _steps(run, workdir, saved, state, latest or 0, position)
+        with hosts.Preemption().watch() as preemption:
+            return _steps(run, workdir, saved, preemption, state, latest or 0, position)
     finally:
         saved.close()
 
 
-def _steps(
-    run: Run, workdir: pathlib.Path, saved: Checkpoints, state: TrainState, first: int, position: int
-) -> TrainState:
-    settings, train = run.settings, run.settings.train
+def _batches(run: Run, position: int):
+    """Global batches on the devices, from a position of the data on."""
+    settings, size = run.settings, run.settings.train.batch_size
+    rows = sharding.process_rows(run.mesh, size)
     host = pipeline.batches(
         run.source,
-        batch_size=train.batch_size,
+        batch_size=size,
         seed=settings.seed,
         position=position,
         random_flip=settings.data.random_flip,
         read_threads=settings.data.read_threads,
         prefetch=settings.data.prefetch,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=rows,
     )
-    batches = pipeline.to_devices(host, sharding.batch_sharding(run.mesh))
-    step = compile_step(settings, run.network, run.optimizer, run.mesh, run.shardings)
+    return pipeline.to_devices(host, sharding.batch_sharding(run.mesh), rows=rows, batch_size=size)
+
+
+def _compiled(run: Run):
+    """The training step, compiled ahead of its first batch: no line of the log counts compiling as training."""
+    start = time.monotonic()
+    x = (run.settings.train.batch_size, *run.source.shape)
+    batch = {"x": jax.ShapeDtypeStruct(x, np.float32), "label": jax.ShapeDtypeStruct(x[:1], np.int32)}
+    step = compile_step(run.settings, run.network, run.optimizer, run.mesh, run.shardings)
+    compiled = step.lower(run.abstract, batch).compile()
+    LOG.info("compiled the training step in %.1f s", time.monotonic() - start)
+    hosts.barrier("compiled")
+    return compiled
+
+
+def _steps(
+    run: Run,
+    workdir: pathlib.Path,
+    saved: Checkpoints,
+    preemption: hosts.Preemption,
+    state: TrainState,
+    first: int,
+    position: int,
+) -> TrainState:
+    train = run.settings.train
+    batches, step = _batches(run, position), _compiled(run)
     samples = _sample_grid(run) if train.sample_every else None
-    writer, progress = MetricsWriter(workdir, first), Progress(train.steps, first)
-    last_time, last_step = time.monotonic(), first
+    log, window = _Log(run, workdir, first), ProfileWindow(workdir / "profile", train.profile_from, train.profile_steps)
     for number in range(first + 1, train.steps + 1):
-        state, metrics = step(state, next(batches))
-        is_last = number == train.steps
-        if number % train.log_every == 0 or is_last:
-            scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            now = time.monotonic()
-            scalars["steps_per_second"] = (number - last_step) / (now - last_time)
-            last_time, last_step = now, number
-            writer.write(number, scalars)
-            progress.show(number, "  ".join(f"{name} {scalars[name]:.4g}" for name in ("loss", "gradient_norm")))
-            if scalars["non_finite_gradients"]:
-                LOG.warning("step %d: %d gradient entries were not finite", number, scalars["non_finite_gradients"])
-            if scalars["bad_steps"] >= train.max_bad_steps:
-                raise BadSteps(
-                    f"stopped at step {number}: {train.max_bad_steps} steps in a row had a non-finite loss or gradient "
-                    "(train.max_bad_steps); the checkpoints before are whole"
-                )
-        if is_last or (train.checkpoint_every and number % train.checkpoint_every == 0):
+        with log.speed.waiting():
+            batch = next(batches)
+        window.before(number)
+        state, metrics = step(state, batch)
+        window.after(number, metrics)
+        is_last, stops = number == train.steps, preemption.reached(number)
+        if number % train.log_every == 0 or is_last or stops:
+            log.write(number, metrics)
+        if is_last or stops or (train.checkpoint_every and number % train.checkpoint_every == 0):
             saved.save(number, state, number * train.batch_size, run.config)
+        if stops and not is_last:
+            log.close()
+            window.close()
+            raise hosts.Preempted(f"preempted: step {number} is saved; the same command goes on from there")
         if samples and (is_last or number % train.sample_every == 0):
             pictures_folder = workdir / "samples"
             samples(state.ema, pictures_folder / f"{number:08d}.png")
-    progress.close()
-    writer.close()
+    log.close()
+    window.close()
     return state
+
+
+class _Log:
+    """What is written down of the steps, and the check that they are going well."""
+
+    def __init__(self, run: Run, workdir: pathlib.Path, first: int):
+        self._train = train = run.settings.train
+        self._writer, self._progress = MetricsWriter(workdir, first), Progress(train.steps, first)
+        units = forward_units(run.settings.objective)
+        per_step = units * train.batch_size * flops.forward_flops(run.network)
+        self.speed = Speed(train.batch_size, per_step, list(run.mesh.devices.flat), first)
+
+    def write(self, number: int, metrics: dict[str, jax.Array]) -> None:
+        """Fetches and writes the metrics of a step."""
+        train = self._train
+        scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        scalars |= self.speed.scalars(number)
+        self._writer.write(number, scalars)
+        self._progress.show(number, "  ".join(f"{name} {scalars[name]:.4g}" for name in ("loss", "gradient_norm")))
+        if scalars["non_finite_gradients"]:
+            LOG.warning("step %d: %d gradient entries were not finite", number, scalars["non_finite_gradients"])
+        if scalars["bad_steps"] >= train.max_bad_steps:
+            raise BadSteps(
+                f"stopped at step {number}: {train.max_bad_steps} steps in a row had a non-finite loss or gradient "
+                "(train.max_bad_steps); the checkpoints before are whole"
+            )
+
+    def close(self) -> None:
+        """Ends the terminal's line and closes the files."""
+        self._progress.close()
+        self._writer.close()
 
 
 def _sample_grid(run: Run):

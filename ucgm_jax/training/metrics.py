@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import sys
 import time
@@ -26,7 +27,9 @@ class MetricsWriter:
         path = folder / "metrics.jsonl"
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= first_step]
-            path.write_text("".join(line + "\n" for line in lines))
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(line + "\n" for line in lines))
+            os.replace(partial, path)  # whole at every moment
         self._file = path.open("a")
         self._events = SummaryWriter(str(folder / "events"), purge_step=first_step + 1)
 

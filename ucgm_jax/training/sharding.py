@@ -33,9 +33,9 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"mlp/output/kernel$", ("mlp", "embed")),
     (r"modulation/linear/kernel$", ("embed", None, "mlp")),
     (r"label_embedding/embedding$", (None, "embed")),
-    (r"final/linear/kernel$", ("embed", None)),
-    (r"(bias|scale)$", ()),
-    (r"kernel$", (None, "embed")),
+    (r"(final/linear|^output)/kernel$", ("embed", None)),  # few outputs
+    (r"(bias|scale|gain|frequencies|phases)$", ()),
+    (r"kernel$", (None, "embed")),  # of a convolution too
 )
 MESH_AXES = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor"}
 
@@ -47,14 +47,7 @@ def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -
       UserError: it does not use exactly the devices that there are.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {axis: getattr(settings, axis) for axis in AXES}
-    fixed = math.prod(size for size in sizes.values() if size > 0)
-    text = " x ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
-    if fixed > len(devices):
-        raise UserError(f"{text}: needs {fixed} devices, there are {len(devices)}")
-    shape = [size if size > 0 else len(devices) // fixed for size in sizes.values()]
-    if math.prod(shape) != len(devices):
-        raise UserError(f"{text}: must multiply to the {len(devices)} devices")
+    shape = [settings.sizes(len(devices))[axis] for axis in AXES]
     return jax.make_mesh(shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES), devices=devices)
 
 
@@ -63,35 +56,93 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of a global batch, in order, that this process's devices hold: all of them where a mesh says so."""
+    held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(batch_size: int, mesh: Mesh, key: str = "train.batch_size") -> None:
-    """Raises a UserError unless the batch divides over the data and fsdp axes."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+def batch_parts(mesh: Mesh) -> int:
+    """Parts that a batch is split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def microbatches(batch: Tree, count: int, mesh: Mesh | None) -> Tree:
+    """A batch's arrays (B, ...) as (count, B / count, ...), each row where it was.
+
+    Every microbatch takes as many rows from each device, so that none moves; on one device they are every part of the
+    batch in turn.
+    """
+    parts = batch_parts(mesh) if mesh else 1
+
+    def split(x: jax.Array) -> jax.Array:
+        grouped = x.reshape(parts, count, -1, *x.shape[1:])
+        x = grouped.swapaxes(0, 1).reshape(count, -1, *x.shape[1:])
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, *BATCH))) if mesh else x
+
+    return jax.tree.map(split, batch)
+
+
+def check_batch(batch_size: int, mesh: Mesh, key: str = "train.batch_size", microbatches: int = 1) -> None:
+    """Raises a UserError unless the batch, and each microbatch, divides over the data and fsdp axes."""
+    parts = batch_parts(mesh)
+    if microbatches > 1 and batch_size % (parts * microbatches):
+        raise UserError(
+            f"{key}={batch_size}: must be a multiple of train.gradient_accumulation x mesh data x fsdp = "
+            f"{microbatches} x {parts}"
+        )
     if batch_size % parts:
         raise UserError(f"{key}={batch_size}: must be a multiple of mesh data x fsdp = {parts}")
 
 
+def _logical_axes(path: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
+    """The table's logical axis of every dimension of a parameter."""
+    logical = next((axes for pattern, axes in PARAMETER_AXES if re.search(pattern, path)), ())
+    return (None,) * (len(shape) - len(logical)) + logical
+
+
 def parameter_spec(path: str, shape: tuple[int, ...], mesh_shape: dict[str, int]) -> PartitionSpec:
     """The partition of one parameter by the table above; dimensions that do not divide stay whole."""
-    logical: tuple[str | None, ...] = ()
-    for pattern, axes in PARAMETER_AXES:
-        if re.search(pattern, path):
-            logical = axes
-            break
-    logical = (None,) * (len(shape) - len(logical)) + logical
-    axes = [MESH_AXES.get(name) if name else None for name in logical]
+    axes = [MESH_AXES.get(name) for name in _logical_axes(path, shape)]
     return PartitionSpec(*(a if a and size % mesh_shape[a] == 0 else None for a, size in zip(axes, shape, strict=True)))
+
+
+def undivided(state: Tree, mesh: Mesh) -> dict[str, int]:
+    """What of a state stays whole because a dimension does not divide, and what that costs.
+
+    Args:
+      state: arrays or shapes; paths end in the names of the parameters, as those of optimiser states do.
+      mesh: of the devices.
+
+    Returns:
+      Description of the dimension, such as "heads 6 over tensor 4", to the bytes that each device holds more than if it
+      were split.
+    """
+    shape, found = dict(mesh.shape), {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not getattr(leaf, "shape", ()):
+            continue
+        parts = math.prod(shape[axis] for axis in parameter_spec(name, leaf.shape, shape) if axis)
+        held = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize // parts
+        for logical, size in zip(_logical_axes(name, leaf.shape), leaf.shape, strict=True):
+            axis = MESH_AXES.get(logical)
+            if axis and size % shape[axis]:
+                key = f"{logical} {size} over {axis} {shape[axis]}"
+                found[key] = found.get(key, 0) + held - held // shape[axis]
+    return found
 
 
 def parameter_shardings(parameters: Tree, mesh: Mesh) -> Tree:
     """A NamedSharding for every parameter of a nested dict."""
 
     def one(path: tuple, leaf: Any) -> NamedSharding:
-        name = "/".join(str(key.key) for key in path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         return NamedSharding(mesh, parameter_spec(name, leaf.shape, dict(mesh.shape)))
 
     return jax.tree_util.tree_map_with_path(one, parameters)

@@ -35,8 +35,48 @@ def training_frame(transport: Transport) -> tuple[Transport, Callable[[Callable]
     return transports.mirrored(transport), transports.mirrored_network
 
 
+def draw(settings: Settings, batch: Metrics, key: jax.Array) -> tuple[Metrics, jax.Array]:
+    """A batch {"x": (B, H, W, C), "label": (B,)} with "z", "t" and "dropped" of each row, and a key for dropout."""
+    time_key, noise_key, dropout_key = jax.random.split(key, 3)
+    size = batch["x"].shape[0]
+    rows = batch | {
+        "z": jax.random.normal(noise_key, batch["x"].shape, batch["x"].dtype),
+        "t": times.training_times(time_key, size, settings.objective.time_distribution),
+        "dropped": objective.dropped_rows(size, settings.objective.label_drop),
+    }
+    return rows, dropout_key
+
+
+def rows_loss(
+    settings: Settings, network: Network, parameters: Any, target: Any | None, rows: Metrics, dropout_key: jax.Array
+) -> jax.Array:
+    """Mean UCGM-T loss of some rows of what `draw` gives; the other arguments as in `batch_loss`."""
+    transport, frame = training_frame(transports.get(settings.transport))
+    bind = lambda weights: frame(network.bind(weights, dropout_key))
+    frozen = jax.lax.stop_gradient(parameters)
+    losses, _ = objective.loss(
+        settings.objective,
+        transport,
+        network=bind(parameters),
+        frozen_network=bind(frozen),
+        target_network=bind(frozen if target is None else target),
+        x=rows["x"],
+        z=rows["z"],
+        t=rows["t"],
+        labels=rows["label"],
+        null_label=network.null_label,
+        dropped=rows["dropped"],
+    )
+    return losses.mean()
+
+
 def batch_loss(
-    settings: Settings, network: Network, parameters: Any, target: Any | None, batch: Metrics, key: jax.Array
+    settings: Settings,
+    network: Network,
+    parameters: Any,
+    target: Any | None,
+    batch: Metrics,
+    key: jax.Array,
 ) -> jax.Array:
     """Mean UCGM-T loss of one batch.
 
@@ -48,24 +88,38 @@ def batch_loss(
       batch: {"x": (B, H, W, C), "label": (B,)}.
       key: everything random of this step comes from it.
     """
-    time_key, noise_key, dropout_key = jax.random.split(key, 3)
-    transport, frame = training_frame(transports.get(settings.transport))
-    x, labels = batch["x"], batch["label"]
-    bind = lambda weights: frame(network.bind(weights, dropout_key))
-    frozen = jax.lax.stop_gradient(parameters)
-    losses, _ = objective.loss(
-        settings.objective,
-        transport,
-        network=bind(parameters),
-        frozen_network=bind(frozen),
-        target_network=bind(frozen if target is None else target),
-        x=x,
-        z=jax.random.normal(noise_key, x.shape, x.dtype),
-        t=times.training_times(time_key, x.shape[0], settings.objective.time_distribution),
-        labels=labels,
-        null_label=network.null_label,
-    )
-    return losses.mean()
+    return rows_loss(settings, network, parameters, target, *draw(settings, batch, key))
+
+
+def loss_and_gradients(
+    settings: Settings,
+    network: Network,
+    parameters: Any,
+    target: Any | None,
+    batch: Metrics,
+    key: jax.Array,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, Any]:
+    """`batch_loss` and its gradient, in `train.gradient_accumulation` microbatches one after the other.
+
+    Noise, times and dropped labels are those of the whole batch, so that the result is the same to rounding; only
+    dropout inside the network is drawn anew for each microbatch.
+    """
+    count = settings.train.gradient_accumulation
+    if count == 1:
+        loss = lambda parameters: batch_loss(settings, network, parameters, target, batch, key)
+        return jax.value_and_grad(loss)(parameters)
+    rows, dropout_key = draw(settings, batch, key)
+    rows = sharding.microbatches(rows, count, mesh)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        some, number = part
+        loss = lambda p: rows_loss(settings, network, p, target, some, jax.random.fold_in(dropout_key, number))
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(parameters)), None
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, parameters))
+    total, _ = jax.lax.scan(add, zero, (rows, jnp.arange(count)))
+    return jax.tree.map(lambda value: value / count, total)
 
 
 def train_step(
@@ -74,6 +128,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     batch: Metrics,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One step of UCGM-T (arXiv 2505.07447, Algorithm 1). Pure; randomness is folded from (seed, step).
 
@@ -87,9 +142,7 @@ def train_step(
         target = ema.moving_average(target, state.parameters, target_decay)
         target_decay = ema.next_target_decay(target_decay, settings.objective.target_decay)
 
-    loss, gradients = jax.value_and_grad(
-        lambda parameters: batch_loss(settings, network, parameters, target, batch, key)
-    )(state.parameters)
+    loss, gradients = loss_and_gradients(settings, network, state.parameters, target, batch, key, mesh)
     gradients, non_finite = zero_non_finite(gradients)
     norm = optax.global_norm(gradients)
     if settings.optimizer.max_gradient_norm:
@@ -135,7 +188,7 @@ def compile_step(
 ) -> Callable[[TrainState, Metrics], tuple[TrainState, Metrics]]:
     """The jitted training step: sharded over the mesh, its state donated."""
     return jax.jit(
-        lambda state, batch: train_step(settings, network, optimizer, state, batch),
+        lambda state, batch: train_step(settings, network, optimizer, state, batch, mesh),
         in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
         out_shardings=(state_shardings, sharding.replicated(mesh)),
         donate_argnums=0,

@@ -1,0 +1,309 @@
+"""Runs on many hosts: who takes part, found from flags or the environment, and how all stop together.
+
+Every host runs the same command, one process (or several) each. The processes find one another through a coordinator,
+an address of process 0. Where it is, how many processes there are and which of them this is come from the flags
+--coordinator, --process-count and --process-index, and where those are not given from the environment of
+
+    TPU pods     TPU_WORKER_HOSTNAMES, TPU_WORKER_ID (and MEGASCALE_... for several slices); --coordinator=auto where a
+                 TPU host has none of these: JAX then asks the TPU's metadata server
+    SLURM        the variables of a step, that is inside srun
+    Open MPI     OMPI_COMM_WORLD_SIZE and _RANK; --coordinator must be given
+    Kubernetes   JOB_COMPLETION_INDEX of an indexed Job; --coordinator and --process-count must be given
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ucgm_jax.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from ucgm_jax.config import Settings
+
+PORT = 8476
+# A host that says nothing for this long is taken for dead, and the others stop with an error.
+HEARTBEAT_SECONDS = 30
+# How long a host that is done waits for the others to be done as well.
+SHUTDOWN_SECONDS = 60
+# How long one host may take longer than another to start and compile.
+BARRIER_SECONDS = 3600
+
+
+class Preempted(RunError):
+    """The scheduler asked for the machine back; everything is saved and the same command goes on from there.
+
+    Exit code 75 is EX_TEMPFAIL of sysexits.h, "try again later". 143, what a process dies of that does not handle
+    SIGTERM, would not tell a run that saved from one that did not.
+    """
+
+    exit_code = 75
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """The processes of a run, seen by one of them.
+
+    Attributes:
+      source: where the numbers come from, for people.
+      coordinator: HOST:PORT of process 0; "auto" leaves everything to JAX; "" for a single process.
+      index, count: which process this is, of how many; 0 and 0 with "auto".
+      local_devices: numbers of the GPUs of this host that are this process's; None for all.
+    """
+
+    source: str = "one process"
+    coordinator: str = ""
+    index: int = 0
+    count: int = 1
+    local_devices: tuple[int, ...] | None = None
+
+    def describe(self) -> str:
+        """One line for the log."""
+        if self.coordinator == "auto":
+            return "processes: found by JAX when it starts"
+        if not self.coordinator:
+            return "process 0 of 1"
+        return f"process {self.index} of {self.count} ({self.source}), coordinator {self.coordinator}"
+
+
+def take_flags(argv: list[str]) -> tuple[list[str], argparse.Namespace]:
+    """Takes this module's flags out of a command's arguments.
+
+    Returns:
+      The other arguments, and the flags: coordinator, process_index, process_count.
+
+    Raises:
+      UserError: a number that is none.
+    """
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--coordinator", default="")
+    parser.add_argument("--process-index", type=int)
+    parser.add_argument("--process-count", type=int)
+    given, rest = parser.parse_known_args(argv[1:])
+    return [argv[0], *rest], given
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(message)
+
+
+def find(given: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Hosts:
+    """The processes of this run, from flags and, where those are silent, from the environment.
+
+    Raises:
+      UserError: naming the flag that is missing or does not fit.
+    """
+    if given.coordinator == "auto":
+        return Hosts("JAX", "auto", 0, 0)
+    found = next((hosts for probe in _PROBES if (hosts := probe(environment))), Hosts())
+    flags = {"coordinator": given.coordinator or None, "index": given.process_index, "count": given.process_count}
+    flags = {name: value for name, value in flags.items() if value is not None}
+    if flags:
+        source = "flags" if found == Hosts() or len(flags) == 3 else f"flags and {found.source}"
+        found = dataclasses.replace(found, source=source, **flags)
+    if found.count == 0:
+        raise UserError("--process-count: must be given, the environment does not say how many processes there are")
+    if found.count < 0 or not 0 <= found.index < found.count:
+        raise UserError(f"--process-index={found.index}: must be from 0 to --process-count={found.count} less one")
+    if found.count > 1 and not re.fullmatch(r".+:\d+", found.coordinator):
+        raise UserError(
+            f"--coordinator={found.coordinator}: must be HOST:PORT of process 0, for {found.count} processes"
+        )
+    return found if found.count > 1 else Hosts()
+
+
+def start(hosts: Hosts) -> None:
+    """Joins the other processes. To be called before anything else of JAX; does nothing for a single process."""
+    if not hosts.coordinator:
+        return
+    import jax
+
+    limits = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": SHUTDOWN_SECONDS}
+    if hosts.coordinator == "auto":
+        jax.distributed.initialize(**limits)
+        return
+    jax.distributed.initialize(
+        hosts.coordinator,
+        hosts.count,
+        hosts.index,
+        local_device_ids=hosts.local_devices,
+        cluster_detection_method="deactivate",
+        **limits,
+    )
+
+
+def plan(hosts: Hosts, settings: Settings) -> str:
+    """What would start where, for a dry run: processes, mesh and batch, as if every host had the devices of this one.
+
+    Starts no process, but looks which devices this host has.
+
+    Raises:
+      UserError: the mesh or the batch does not fit.
+    """
+    import jax
+
+    if hosts.coordinator == "auto":
+        return f"{hosts.describe()}; mesh and batch cannot be told before"
+    here = len(hosts.local_devices or jax.local_devices())
+    sizes = settings.mesh.sizes(hosts.count * here)
+    parts, batch = sizes["data"] * sizes["fsdp"], settings.train.batch_size
+    if batch % (parts * settings.train.gradient_accumulation):
+        raise UserError(
+            f"train.batch_size={batch}: must be a multiple of mesh data x fsdp x train.gradient_accumulation = "
+            f"{parts * settings.train.gradient_accumulation}"
+        )
+    mesh = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    return "\n".join(
+        [
+            hosts.describe(),
+            f"devices: {here} of {jax.local_devices()[0].device_kind} here, {hosts.count * here} in all",
+            f"mesh: {mesh}",
+            f"batch: {batch} in all, {batch // min(hosts.count, parts)} per process, {batch // parts} per device"
+            + (f" in {settings.train.gradient_accumulation} microbatches" * (settings.train.gradient_accumulation > 1)),
+        ]
+    )
+
+
+# --- environments -----------------------------------------------------------------------------------------------------
+
+
+def _tpu(environment: Mapping[str, str]) -> Hosts | None:
+    names = [name for name in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
+    slices = int(environment.get("MEGASCALE_NUM_SLICES", 1))
+    if "TPU_WORKER_ID" not in environment or len(names) * slices < 2:
+        return None
+    host = environment.get("MEGASCALE_COORDINATOR_ADDRESS", names[0]).split(":")[0]
+    index = int(environment.get("MEGASCALE_SLICE_ID", 0)) * len(names) + int(environment["TPU_WORKER_ID"])
+    return Hosts("TPU pod", f"{host}:{PORT}", index, len(names) * slices)
+
+
+def _slurm(environment: Mapping[str, str]) -> Hosts | None:
+    needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID")
+    if any(name not in environment for name in needed):
+        return None
+    nodes = environment["SLURM_STEP_NODELIST"]
+    # The first of "node1", "node1,other2", "node[001-015],other2" or "node[001,007-015]-ib".
+    first = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\]([^,]*))?", nodes)
+    host = "".join(part or "" for part in first.groups())
+    # Jobs that share a node must not share a port.
+    port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096
+    count = int(environment["SLURM_NTASKS"])
+    several = count > int(environment.get("SLURM_STEP_NUM_NODES", count))
+    local = _local_devices(environment, several, "SLURM_LOCALID")
+    return Hosts("SLURM", f"{host}:{port}", int(environment["SLURM_PROCID"]), count, local)
+
+
+def _open_mpi(environment: Mapping[str, str]) -> Hosts | None:
+    if "OMPI_COMM_WORLD_RANK" not in environment:
+        return None
+    several = int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1)) > 1
+    local = _local_devices(environment, several, "OMPI_COMM_WORLD_LOCAL_RANK")
+    numbers = (int(environment[f"OMPI_COMM_WORLD_{name}"]) for name in ("RANK", "SIZE"))
+    return Hosts("Open MPI", "", *numbers, local)
+
+
+def _kubernetes(environment: Mapping[str, str]) -> Hosts | None:
+    if "JOB_COMPLETION_INDEX" not in environment:
+        return None
+    return Hosts("Kubernetes", "", int(environment["JOB_COMPLETION_INDEX"]), 0)
+
+
+def _local_devices(environment: Mapping[str, str], several: bool, name: str) -> tuple[int, ...] | None:
+    """With several processes on a host each takes one GPU, unless the scheduler shows it a single one already."""
+    shown = environment.get("CUDA_VISIBLE_DEVICES", "")
+    return (int(environment[name]),) if several and name in environment and (not shown or "," in shown) else None
+
+
+# A TPU pod on GKE is an indexed Job as well: what knows more comes first.
+_PROBES = (_tpu, _slurm, _open_mpi, _kubernetes)
+
+
+# --- what the processes of a run do together --------------------------------------------------------------------------
+
+
+class Preemption:
+    """Notices SIGTERM to any process of the run.
+
+    With several processes JAX's coordination service tells all of them, and names a step that none has passed yet; a
+    single process sets a flag. Use as a context around the steps.
+    """
+
+    def __init__(self):
+        self._asked = False
+
+    def reached(self, step: int) -> bool:
+        """Whether all processes are to save after this step and stop. To be asked after every step, by all."""
+        import jax
+
+        if not jax.distributed.is_initialized():
+            return self._asked
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[Preemption]:
+        """Handles SIGTERM inside."""
+        import jax
+
+        # JAX handles the signal itself where it connects processes; Python has handlers in its main thread alone.
+        if jax.distributed.is_initialized() or threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_asked", True))
+        try:
+            yield self
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def is_first() -> bool:
+    """Whether this is process 0, the one that writes what is not split over all."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+_barriers = itertools.count()
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here, up to BARRIER_SECONDS.
+
+    Through the coordinator, not the devices: collectives of some backends give up after half a minute, and one process
+    may compile for longer than another.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    from orbax.checkpoint import multihost
+
+    everyone = set(range(jax.process_count()))
+    multihost.sync_global_processes(f"{name} {next(_barriers)}", timeout=BARRIER_SECONDS, processes=everyone)
+
+
+def agree(message: str) -> str:
+    """Process 0's message (1000 bytes of it), on every process."""
+    import jax
+
+    if jax.process_count() == 1:
+        return message
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    barrier("agree")
+    encoded = np.zeros(1000, np.uint8)
+    data = np.frombuffer(message.encode()[: len(encoded)], np.uint8)
+    encoded[: len(data)] = data
+    received: Any = multihost_utils.broadcast_one_to_all(encoded)
+    return bytes(np.asarray(received, np.uint8)).rstrip(b"\0").decode(errors="ignore")
