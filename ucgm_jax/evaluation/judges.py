@@ -117,4 +117,4 @@ class PixelsJudge:
     def figures(self, shards: Iterable[Arrays]) -> dict[str, float]:
         """See `Judge.figures`."""
         pixels = np.concatenate([shard["pixels"] for shard in shards])
-        return self._judge.judge(pixels, self._labels)
+        return {name: value for name, value in self._judge.judge(pixels, self._labels).items() if np.isfinite(value)}

@@ -31,7 +31,6 @@ Tree = Any
 # What a config must have in common with the checkpoint that it is used with.
 SHARED = ("transport", "network.name", "network.hidden_size", "network.depth", "network.num_heads",
           "data.size", "data.channels", "data.num_classes")  # fmt: skip
-SMALL = ("digits", "two_moons", "s_curve", "swiss_roll")  # sets that are judged in pixel space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,14 +199,16 @@ def _batch_size(given: int, count: int, devices: int) -> int:
 
 
 def _metrics(text: str | None, settings: Settings) -> tuple[str, ...]:
-    small = settings.data.name in SMALL
+    small = settings.data.name in sources.SMALL
     if text is None:
         return ("pixels",) if small else ("fid", "inception_score")
     chosen = _some(text, (*METRICS, "pixels", "none"), "--metrics")
     if not chosen or (len(chosen) > 1 and {"pixels", "none"} & set(chosen)):
         raise UserError(f"--metrics={text}: must be some of {', '.join(METRICS)}, or pixels, or none")
     if chosen == ("pixels",) and not small:
-        raise UserError(f"--metrics=pixels: is for {', '.join(SMALL)}, not for data.name={settings.data.name!r}")
+        raise UserError(
+            f"--metrics=pixels: is for {', '.join(sources.SMALL)}, not for data.name={settings.data.name!r}"
+        )
     return chosen
 
 

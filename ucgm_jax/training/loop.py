@@ -17,7 +17,7 @@ from ucgm_jax import config as config_module
 from ucgm_jax.config import Settings
 from ucgm_jax.data import pipeline, sources
 from ucgm_jax.errors import RunError, UserError, user_errors
-from ucgm_jax.evaluation import pictures
+from ucgm_jax.evaluation import during, pictures
 from ucgm_jax.evaluation.generate import Generator, balanced_labels
 from ucgm_jax.method import transports
 from ucgm_jax.networks import names
@@ -32,7 +32,8 @@ LOG = logging.getLogger("ucgm_jax")
 
 # Keys that may differ from those that a work folder was begun with: they change how long and how a run goes on, not
 # what it computes.
-MAY_CHANGE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every",
+MAY_CHANGE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every", "train.evaluate_every",
+              "train.evaluate_samples", "evaluation.",
               "train.keep_checkpoints", "train.max_bad_steps", "mesh.", "data.read_threads", "data.prefetch",
               "data.path", "sampler.", "guidance.", "expected.")  # fmt: skip
 
@@ -94,6 +95,7 @@ class Run:
         self.config = config_module.to_config_dict(settings)
         with user_errors():
             self.network = names.build(settings.network, self.source.shape, self.source.num_classes)
+        during.check(settings, self.source)
         self._init_from = self._find(settings.train.init_from, "train.init_from")
         self._teacher_from = self._find(settings.train.teacher_from, "train.teacher_from")
         self.abstract = state_module.abstract(self.network, self.optimizer, settings.objective)
@@ -186,6 +188,7 @@ def _steps(
     batches = pipeline.to_devices(host, sharding.batch_sharding(run.mesh))
     step = compile_step(settings, run.network, run.optimizer, run.mesh, run.shardings)
     samples = _sample_grid(run) if train.sample_every else None
+    evaluate = during.evaluator(settings, run.network, run.source, run.mesh) if train.evaluate_every else None
     writer, progress = MetricsWriter(workdir, first), Progress(train.steps, first)
     last_time, last_step = time.monotonic(), first
     for number in range(first + 1, train.steps + 1):
@@ -210,6 +213,8 @@ def _steps(
         if samples and (is_last or number % train.sample_every == 0):
             pictures_folder = workdir / "samples"
             samples(state.ema, pictures_folder / f"{number:08d}.png")
+        if evaluate and (is_last or number % train.evaluate_every == 0):
+            writer.write(number, evaluate(state.ema))
     progress.close()
     writer.close()
     return state
