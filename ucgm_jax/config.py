@@ -114,6 +114,8 @@ class TrainSettings:
       teacher_from: checkpoint folder of the frozen target network (target_decay = 1); "" takes the start weights.
       max_bad_steps: stop after so many steps in a row with non-finite gradients or loss.
       log_every, checkpoint_every, sample_every: steps between them; 0 means only at the end (samples: never).
+      evaluate_every: steps between evaluations in pixel space, of the small built-in sets alone; 0 means never.
+      evaluate_samples: how many samples each evaluation makes.
       keep_checkpoints: how many checkpoints to keep, the newest.
       profile_from, profile_steps: profile so many steps from that one on, on all processes; profile_from 0 for none.
     """
@@ -128,6 +130,8 @@ class TrainSettings:
     log_every: int = 100
     checkpoint_every: int = 5_000
     sample_every: int = 0
+    evaluate_every: int = 0
+    evaluate_samples: int = 1000
     keep_checkpoints: int = 3
     profile_from: int = 0
     profile_steps: int = 5
@@ -142,6 +146,8 @@ class TrainSettings:
             log_every=(self.log_every >= 1, "at least 1"),
             checkpoint_every=(self.checkpoint_every >= 0, "at least 0"),
             sample_every=(self.sample_every >= 0, "at least 0"),
+            evaluate_every=(self.evaluate_every >= 0, "at least 0"),
+            evaluate_samples=(self.evaluate_samples >= 1, "at least 1"),
             keep_checkpoints=(self.keep_checkpoints >= 1, "at least 1"),
             gradient_accumulation=(self.gradient_accumulation >= 1, "at least 1"),
             profile_from=(self.profile_from >= 0, "at least 0"),

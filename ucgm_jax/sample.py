@@ -45,6 +45,13 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="together with its index it fixes a sample")
     add("--weights", choices=("ema", "parameters"), default="ema")
     add("--batch-size", type=int, default=0, help="samples at once; default all, at most 64 a device")
+    add_sampler_flags(result)
+    return result
+
+
+def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that `overrides` reads."""
+    add = parser.add_argument
     add("--steps", type=int)
     add("--order", type=int)
     add("--extrapolation-ratio", type=float)
@@ -53,7 +60,6 @@ def parser() -> argparse.ArgumentParser:
     add("--gaps", type=_numbers(2), help="start,end")
     add("--guidance-scale", type=float)
     add("--guidance-interval", type=_numbers(2), help="lowest,highest time")
-    return result
 
 
 def parse_labels(text: str, num_classes: int) -> list[int]:

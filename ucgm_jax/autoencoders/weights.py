@@ -20,7 +20,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 WRAPPERS = ("state_dict", "model")
 
 
-def find(path: str | pathlib.Path) -> pathlib.Path:
+def find(path: str | pathlib.Path, key: str = "--weights") -> pathlib.Path:
     """The file itself, or the only file of a known kind in the folder (.safetensors before PyTorch's).
 
     Raises:
@@ -34,39 +34,40 @@ def find(path: str | pathlib.Path) -> pathlib.Path:
         if len(found) == 1:
             return found[0]
         if found:
-            raise UserError(f"--weights={path}: {len(found)} files of weights, name one: {found[0].name}, ...")
-    raise UserError(f"--weights={path}: no file of weights ({', '.join(SUFFIXES)})")
+            raise UserError(f"{key}={path}: {len(found)} files of weights, name one: {found[0].name}, ...")
+    raise UserError(f"{key}={path}: no file of weights ({', '.join(SUFFIXES)})")
 
 
-def _state(path: pathlib.Path) -> Mapping[str, Any]:
+def _state(path: pathlib.Path, key: str) -> Mapping[str, Any]:
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
     try:
         import torch
     except ImportError as error:
-        raise UserError(f"--weights={path}: reading {path.suffix} needs PyTorch") from error
+        raise UserError(f"{key}={path}: reading {path.suffix} needs PyTorch") from error
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"--weights={path}: not a file of weights: {str(error).splitlines()[0]}") from error
-    for key in WRAPPERS:
-        if isinstance(stored, Mapping) and isinstance(stored.get(key), Mapping):
-            stored = stored[key]
+        raise UserError(f"{key}={path}: not a file of weights: {str(error).splitlines()[0]}") from error
+    for wrapper in WRAPPERS:
+        if isinstance(stored, Mapping) and isinstance(stored.get(wrapper), Mapping):
+            stored = stored[wrapper]
     if not isinstance(stored, Mapping):
-        raise UserError(f"--weights={path}: holds a {type(stored).__name__}, must be a state dict")
+        raise UserError(f"{key}={path}: holds a {type(stored).__name__}, must be a state dict")
     return {
-        key: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        for key, tensor in stored.items()
+        name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        for name, tensor in stored.items()
         if isinstance(tensor, torch.Tensor)
     }
 
 
-def load(autoencoder: Autoencoder, path: str | pathlib.Path) -> Parameters:
+def load(autoencoder: Autoencoder, path: str | pathlib.Path, key: str = "--weights") -> Parameters:
     """The parameters, float32, that a published file holds.
 
     Args:
       autoencoder: the autoencoder.
       path: the file, or a folder with one; "" for an autoencoder without parameters.
+      key: of the setting or flag that named the path, for messages.
 
     Raises:
       UserError: no file, or one that does not fit.
@@ -74,11 +75,12 @@ def load(autoencoder: Autoencoder, path: str | pathlib.Path) -> Parameters:
     if autoencoder.family == "identity":
         return {}
     if not str(path):
-        raise UserError(f"--weights: must be given for {autoencoder.name}")
-    file = find(path)
+        raise UserError(f"{key}: must be given for {autoencoder.name}")
+    file = find(path, key)
     try:
-        state = naming.published_state(autoencoder.family, _state(file))
+        state = naming.published_state(autoencoder.family, _state(file, key))
         table = naming.TABLES[autoencoder.family](autoencoder.options)
-        return to_flax(table, {key: np.asarray(value) for key, value in state.items()}, autoencoder.abstract_parameters)
+        arrays = {name: np.asarray(value) for name, value in state.items()}
+        return to_flax(table, arrays, autoencoder.abstract_parameters)
     except ConversionError as error:
-        raise UserError(f"--weights={file}: {error}") from error
+        raise UserError(f"{key}={file}: {error}") from error

@@ -132,6 +132,10 @@ SOURCES: dict[str, Callable[[DataSettings], Source]] = {
 }
 
 
+# Built-in sets that lie in memory whole and are judged without a network to download.
+SMALL = ("digits", "two_moons", "s_curve", "swiss_roll")
+
+
 def build(settings: DataSettings) -> Source:
     """The source that the settings name.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import collections
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -11,13 +12,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ucgm_jax.config import GuidanceSettings
-from ucgm_jax.errors import user_errors
+from ucgm_jax.errors import UserError, user_errors
 from ucgm_jax.method import guidance, sampler, transports
 from ucgm_jax.method.sampler import SamplerSettings
 from ucgm_jax.networks.names import Network
 from ucgm_jax.training import sharding
 
 Tree = Any
+
+AHEAD = 2  # batches that wait on the devices while the host works on one
 
 
 def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
@@ -31,11 +34,17 @@ def nfe(settings: SamplerSettings, guided: GuidanceSettings, transport: transpor
     return len(times) + (guidance.guided_calls(times, guided.interval) if guided.is_on else 0)
 
 
+def initial_noise(seed: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The noise (B, *shape) that the samples with these indices (B,) start from."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(sample_keys(seed, indices))
+
+
 class Generator:
     """A compiled sampler for one network, one number of steps and one batch size.
 
     Compiles on first use. Everything else in the settings (schedule, ratios, guidance scale and interval) is an
-    argument of the compiled function.
+    argument of the compiled function. The devices are always some batches ahead of the host, so that they do not wait
+    while it fetches and stores.
 
     Args:
       network: the network.
@@ -44,6 +53,9 @@ class Generator:
       guided: of guidance.
       mesh: batches are split over its data and fsdp axes.
       batch_size: samples at once over all devices; must divide over those axes.
+      outputs: (parameters of its own, samples (B, H, W, C)) -> pytree of arrays (B, ...), such as decoded images, run
+        on the devices with the sampler; None for the samples themselves.
+      output_parameters: its parameters, on the mesh.
     """
 
     def __init__(
@@ -54,28 +66,33 @@ class Generator:
         guided: GuidanceSettings,
         mesh: Mesh,
         batch_size: int,
+        outputs: Callable[[Tree, jax.Array], Tree] | None = None,
+        output_parameters: Tree = None,
     ):
         sharding.check_batch(batch_size, mesh, "--batch-size")
         with user_errors("sampler."):
             self._rows = sampler.coefficients(settings, transport)
-        self._network, self._settings, self._guided, self._mesh = network, settings, guided, mesh
+        self._network, self._settings, self._guided = network, settings, guided
+        self._outputs, self._output_parameters = outputs, output_parameters
         self.batch_size = batch_size
         self.nfe = nfe(settings, guided, transport)
-        split = sharding.batch_sharding(mesh)
-        self._run = jax.jit(
-            self._sample, in_shardings=(None, None, None, None, None, split, split), out_shardings=split
-        )
+        self._split = sharding.batch_sharding(mesh)
+        # A program of its own: noise is the same to the last bit whatever the sampler around it is compiled to.
+        noise = lambda seed, indices: initial_noise(seed, indices, network.shape)
+        self._noise = jax.jit(noise, in_shardings=(None, self._split), out_shardings=self._split)
+        placed = (None,) * 6 + (self._split,) * 3
+        self._run = jax.jit(self._sample, in_shardings=placed, out_shardings=self._split)
 
-    def _sample(self, parameters: Tree, rows, scale, interval, seed, labels, indices) -> jax.Array:
-        keys = sample_keys(seed, indices)
-        noise = jax.vmap(lambda key: jax.random.normal(key, self._network.shape))(keys)
+    def _sample(self, parameters, output_parameters, rows, scale, interval, seed, labels, indices, noise) -> Tree:
         network = self._network.bind(parameters)
         if self._guided.is_on:
             network = guidance.guided(
                 network, scale, interval, self._network.null_label, channels=self._network.guided_channels
             )
-        fresh = sampler.per_step_noise(keys, noise) if self._settings.is_stochastic else None
-        return sampler.integrate(rows, network, noise, labels, fresh, order=self._settings.order)[0]
+        stochastic = self._settings.is_stochastic
+        fresh = sampler.per_step_noise(sample_keys(seed, indices), noise) if stochastic else None
+        x = sampler.integrate(rows, network, noise, labels, fresh, order=self._settings.order)[0]
+        return x if self._outputs is None else self._outputs(output_parameters, x)
 
     def __call__(
         self,
@@ -86,7 +103,7 @@ class Generator:
         first_index: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        """Samples of the given labels.
+        """Samples of the given labels, or their outputs.
 
         Args:
           parameters: of the network, on the mesh.
@@ -96,22 +113,76 @@ class Generator:
           progress: called with the number of samples done.
 
         Returns:
-          (N, H, W, C) float32 on the host.
+          (N, H, W, C) float32, all on every host.
         """
-        results, size = [], self.batch_size
+        results = []
+        for start, batch in self._ahead(parameters, labels, range(0, len(labels), self.batch_size), seed, first_index):
+            count = min(self.batch_size, len(labels) - start)
+            results.append(jax.tree.map(lambda x: _on_host(x)[:count], batch))
+            if progress is not None:
+                progress(start + count)
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+    def stream(
+        self, parameters: Tree, labels: np.ndarray, starts: Iterable[int], *, seed: int = 0
+    ) -> Iterator[tuple[int, np.ndarray, Tree]]:
+        """Those samples of some batches that lie on this host; over all hosts each sample comes once.
+
+        Args:
+          parameters: of the network, on the mesh.
+          labels: (N,) ints of the whole set, whose samples have the indices 0 ... N - 1.
+          starts: first indices of the batches that are wanted.
+          seed: together with its index it fixes a sample.
+
+        Yields:
+          (start, indices (n,), outputs (n, ...)).
+        """
+        for start, batch in self._ahead(parameters, labels, starts, seed, 0):
+            rows = _own_rows(jax.tree.leaves(batch)[0])[0]
+            wanted = rows < len(labels) - start
+            own = jax.tree.map(lambda x: _own_rows(x)[1][wanted], batch)
+            yield start, start + rows[wanted], own
+
+    def noise(self, indices: np.ndarray, seed: int = 0) -> np.ndarray:
+        """The noise (batch_size, H, W, C) that a batch of samples with these indices starts from."""
+        return _on_host(self._noise(jnp.uint32(seed), self._place(np.asarray(indices, np.uint32))))
+
+    def _ahead(
+        self, parameters: Tree, labels: np.ndarray, starts: Iterable[int], seed: int, first_index: int
+    ) -> Iterator[tuple[int, Tree]]:
+        pending: collections.deque[tuple[int, Tree]] = collections.deque()
+        for start in starts:
+            pending.append((start, self._start(parameters, labels, start, seed, first_index)))
+            if len(pending) > AHEAD:
+                yield pending.popleft()
+        yield from pending
+
+    def _start(self, parameters: Tree, labels: np.ndarray, start: int, seed: int, first_index: int) -> Tree:
+        """Queues one batch on the devices, and its way to the host behind it."""
         rows = jax.tree.map(jnp.asarray, jax.tree.map(_float32, self._rows))
         scale, interval = jnp.float32(self._guided.scale), jnp.asarray(self._guided.interval, jnp.float32)
-        split = sharding.batch_sharding(self._mesh)
-        for start in range(0, len(labels), size):
-            some = np.asarray(labels[start : start + size], np.int32)
-            padded = np.pad(some, (0, size - len(some)), mode="edge")
-            indices = np.arange(first_index + start, first_index + start + size, dtype=np.uint32)
-            batch = [jax.make_array_from_callback(a.shape, split, a.__getitem__) for a in (padded, indices)]
-            x = self._run(parameters, rows, scale, interval, jnp.uint32(seed), *batch)
-            results.append(_on_host(x)[: len(some)])
-            if progress is not None:
-                progress(start + len(some))
-        return np.concatenate(results)
+        some = np.asarray(labels[start : start + self.batch_size], np.int32)
+        padded = self._place(np.pad(some, (0, self.batch_size - len(some)), mode="edge"))
+        first = first_index + start
+        indices = self._place(np.arange(first, first + self.batch_size, dtype=np.uint32))
+        key = jnp.uint32(seed)
+        noise = self._noise(key, indices)
+        trees = (parameters, self._output_parameters)
+        batch = self._run(*trees, rows, scale, interval, key, padded, indices, noise)
+        for x in jax.tree.leaves(batch):
+            for shard in x.addressable_shards:
+                shard.data.copy_to_host_async()
+        return batch
+
+    def _place(self, array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, self._split, array.__getitem__)
+
+
+def _own_rows(x: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The rows (n,) of a batch that this host answers for, and their values (n, ...). No row belongs to two hosts."""
+    shards = sorted((s for s in x.addressable_shards if s.replica_id == 0), key=lambda s: s.index[0].start or 0)
+    rows = [np.arange(x.shape[0])[shard.index[0]] for shard in shards]
+    return np.concatenate(rows), np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 def _float32(row: np.ndarray) -> np.ndarray:
@@ -129,3 +200,34 @@ def _on_host(x: jax.Array) -> np.ndarray:
 def balanced_labels(count: int, num_classes: int) -> np.ndarray:
     """(count,) labels 0, 1, ..., num_classes - 1, 0, 1, ...: each class equally often, up to one."""
     return np.arange(count, dtype=np.int32) % max(num_classes, 1)
+
+
+LABEL_RULES = ("in_turn", "by_class", "random")
+
+
+def choose_labels(rule: str, count: int, num_classes: int, seed: int) -> np.ndarray:
+    """(count,) labels, each a function of its index, of the number of samples and of the seed alone.
+
+    Args:
+      rule: "in_turn": 0, 1, ..., num_classes - 1, 0, 1, ..., as the published evaluation does; "by_class": all samples
+        of class 0, then all of class 1, ...; "random": uniform, from the seed.
+      count: number of samples.
+      num_classes: number of classes.
+      seed: of random labels.
+
+    Raises:
+      UserError: no such rule, or classes that cannot have equally many samples each.
+    """
+    if rule not in LABEL_RULES:
+        raise UserError(f"--labels={rule}: must be one of {', '.join(LABEL_RULES)}")
+    num_classes = max(num_classes, 1)
+    if rule == "random":
+        return np.random.default_rng((seed, num_classes)).integers(0, num_classes, count).astype(np.int32)
+    if count % num_classes:
+        raise UserError(
+            f"--samples={count}: must be a multiple of the {num_classes} classes for --labels={rule}; "
+            "--labels=random takes any number"
+        )
+    if rule == "in_turn":
+        return balanced_labels(count, num_classes)
+    return np.repeat(np.arange(num_classes, dtype=np.int32), count // num_classes)

@@ -18,3 +18,9 @@ def gather(array: np.ndarray) -> np.ndarray:
     # As 32-bit words: JAX would round 64-bit numbers to 32 bits on the way.
     words = multihost_utils.process_allgather(array.reshape(-1).view(np.uint32))
     return np.ascontiguousarray(words).view(array.dtype).reshape(jax.process_count(), *array.shape)
+
+
+def wait(reason: str) -> None:
+    """Returns when every host has called it with the same reason."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(reason)

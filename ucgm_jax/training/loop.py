@@ -19,7 +19,7 @@ from ucgm_jax import hosts
 from ucgm_jax.config import Settings
 from ucgm_jax.data import pipeline, sources
 from ucgm_jax.errors import RunError, UserError, user_errors
-from ucgm_jax.evaluation import pictures
+from ucgm_jax.evaluation import during, pictures
 from ucgm_jax.evaluation.generate import Generator, balanced_labels
 from ucgm_jax.method import transports
 from ucgm_jax.networks import flops, names
@@ -35,9 +35,10 @@ LOG = logging.getLogger("ucgm_jax")
 
 # Keys that may differ from those that a work folder was begun with: they change how long and how a run goes on, not
 # what it computes.
-MAY_CHANGE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every",
-              "train.keep_checkpoints", "train.max_bad_steps", "train.profile_",
-              "train.gradient_accumulation", "mesh.", "data.read_threads", "data.prefetch",
+MAY_CHANGE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every", "train.evaluate_every",
+              "train.evaluate_samples", "train.keep_checkpoints", "train.max_bad_steps", "train.profile_",
+              "train.gradient_accumulation", "mesh.", "data.read_threads", "data.prefetch", "data.statistics",
+              "data.verify_checksums", "evaluation.",
               "data.path", "sampler.", "guidance.", "expected.")  # fmt: skip
 
 
@@ -118,6 +119,7 @@ class Run:
                 f"mesh.tensor={self.mesh.shape['tensor']}: must be 1 for {self.network.name}; "
                 "U-Nets are split over data and fsdp"
             )
+        during.check(settings, self.source)
         self._init_from = self._find(settings.train.init_from, "train.init_from")
         self._teacher_from = self._find(settings.train.teacher_from, "train.teacher_from")
         self.abstract = state_module.abstract(self.network, self.optimizer, settings.objective)
@@ -240,6 +242,7 @@ def _steps(
     batches, step = _batches(run, position), _compiled(run)
     samples = _sample_grid(run) if train.sample_every else None
     log, window = _Log(run, workdir, first), ProfileWindow(workdir / "profile", train.profile_from, train.profile_steps)
+    evaluate = during.evaluator(run.settings, run.network, run.source, run.mesh) if train.evaluate_every else None
     for number in range(first + 1, train.steps + 1):
         with log.speed.waiting():
             batch = next(batches)
@@ -258,6 +261,8 @@ def _steps(
         if samples and (is_last or number % train.sample_every == 0):
             pictures_folder = workdir / "samples"
             samples(state.ema, pictures_folder / f"{number:08d}.png")
+        if evaluate and (is_last or number % train.evaluate_every == 0):
+            log.writer.write(number, evaluate(state.ema))
     log.close()
     window.close()
     return state
@@ -268,7 +273,7 @@ class _Log:
 
     def __init__(self, run: Run, workdir: pathlib.Path, first: int):
         self._train = train = run.settings.train
-        self._writer, self._progress = MetricsWriter(workdir, first), Progress(train.steps, first)
+        self.writer, self._progress = MetricsWriter(workdir, first), Progress(train.steps, first)
         units = forward_units(run.settings.objective)
         per_step = units * train.batch_size * flops.forward_flops(run.network)
         self.speed = Speed(train.batch_size, per_step, list(run.mesh.devices.flat), first)
@@ -278,7 +283,7 @@ class _Log:
         train = self._train
         scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
         scalars |= self.speed.scalars(number)
-        self._writer.write(number, scalars)
+        self.writer.write(number, scalars)
         self._progress.show(number, "  ".join(f"{name} {scalars[name]:.4g}" for name in ("loss", "gradient_norm")))
         if scalars["non_finite_gradients"]:
             LOG.warning("step %d: %d gradient entries were not finite", number, scalars["non_finite_gradients"])
@@ -291,7 +296,7 @@ class _Log:
     def close(self) -> None:
         """Ends the terminal's line and closes the files."""
         self._progress.close()
-        self._writer.close()
+        self.writer.close()
 
 
 def _sample_grid(run: Run):
