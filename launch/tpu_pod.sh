@@ -24,7 +24,7 @@ if [ -n "$dry" ]; then
   echo "on every host of $name in $zone:"
   echo "  $remote"
   echo "through:"
-  printf '  %q' "${command[@]}"
+  printf ' %q' "${command[@]}"
   echo
   exit 0
 fi

@@ -20,7 +20,9 @@ import itertools
 import os
 import re
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -264,6 +266,27 @@ class Preemption:
             yield self
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Ends one of several processes at once when something unexpected fails inside.
+
+    The usual end of a program would wait for the other processes, which wait for this one in the middle of a step.
+    """
+    import jax
+
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except BaseException:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def is_first() -> bool:

@@ -27,7 +27,8 @@ def main(argv: list[str]) -> int:
     hosts.start(found)
     from ucgm_jax.training import loop
 
-    loop.train(run_config, given["workdir"])
+    with hosts.leaving_at_once():
+        loop.train(run_config, given["workdir"])
     return 0
 
 

@@ -19,7 +19,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(workdir, config, count=1, devices=4, cache=None, seconds=0.0, heartbeat=10) -> list[subprocess.Popen]:
+def start(workdir, config, count=1, devices=4, cache=None, seconds=0.0, heartbeat=30) -> list[subprocess.Popen]:
     """`count` workers of one run, each with so many devices; their stderr goes to WORKDIR.log.INDEX."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
     if cache:

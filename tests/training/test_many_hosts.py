@@ -4,6 +4,7 @@ import random
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,8 +14,9 @@ from ucgm_jax import config as config_module
 from ucgm_jax.data import pipeline, sources
 from ucgm_jax.training import loop
 
-MESH = {"mesh__data": -1, "mesh__fsdp": 2, "mesh__tensor": 2, "train__checkpoint_every": 5}
-BOUND = 90  # seconds; a dead process is noticed after 10, the rest is for a busy machine
+MESH = {"mesh__data": -1, "mesh__fsdp": 2, "train__checkpoint_every": 5}
+BOUND = 120  # seconds; a dead process is noticed after 30 at most, the rest is for a busy machine
+CACHE = jax.config.jax_compilation_cache_dir
 
 
 def order(count):
@@ -26,9 +28,9 @@ def order(count):
 
 
 def test_signals_kills_and_another_number_of_processes(tmp_path):
-    workdir, cache = tmp_path / "run", tmp_path / "cache"
+    workdir = tmp_path / "run"
     run = lambda steps, **options: processes.start(
-        workdir, MESH | {"train__steps": steps}, cache=cache, **{"count": 2, "seconds": 0.02} | options
+        workdir, MESH | {"train__steps": steps}, cache=CACHE, **{"count": 2, "seconds": 0.02} | options
     )
     first = run(1_000_000)
     processes.wait_for_step(workdir, random.randint(2, 8), first)
@@ -71,7 +73,7 @@ def test_signals_kills_and_another_number_of_processes(tmp_path):
 def test_a_preempted_run_of_two_processes_ends_with_the_same_bits(tmp_path):
     workdir, straight = tmp_path / "run", tmp_path / "straight"
     run = lambda folder, steps: processes.start(
-        folder, MESH | {"train__steps": steps}, count=2, cache=tmp_path / "cache", seconds=0.02
+        folder, MESH | {"train__steps": steps}, count=2, cache=CACHE, seconds=0.02
     )
     first = run(workdir, 1_000_000)
     processes.wait_for_step(workdir, random.randint(2, 12), first)

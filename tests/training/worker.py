@@ -44,7 +44,8 @@ def main(argv):
     from ucgm_jax.training import loop
 
     record(loop, f"{workdir}.seen.{options['index']}", options["seconds"])
-    loop.train(small_config(**options["config"]), workdir)
+    with hosts.leaving_at_once():
+        loop.train(small_config(**options["config"]), workdir)
     return 0
 
 
