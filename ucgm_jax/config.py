@@ -111,6 +111,8 @@ class TrainSettings:
         gradient are those of the whole batch.
       ema_decay: decay of the evaluation average.
       init_from: checkpoint folder whose evaluation average the weights start from; "" starts fresh.
+      init_optimizer: also start from the optimiser's moments that `init_from` holds: those of a converted PyTorch
+        training checkpoint.
       teacher_from: checkpoint folder of the frozen target network (target_decay = 1); "" takes the start weights.
       max_bad_steps: stop after so many steps in a row with non-finite gradients or loss.
       log_every, checkpoint_every, sample_every: steps between them; 0 means only at the end (samples: never).
@@ -125,6 +127,7 @@ class TrainSettings:
     gradient_accumulation: int = 1
     ema_decay: float = 0.9999
     init_from: str = ""
+    init_optimizer: bool = False
     teacher_from: str = ""
     max_bad_steps: int = 100
     log_every: int = 100

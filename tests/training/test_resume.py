@@ -10,6 +10,8 @@ import time
 
 import jax
 import numpy as np
+import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from tests.training.small import small_config
@@ -157,3 +159,35 @@ def test_stops_after_a_run_of_bad_steps_with_a_clear_message(tmp_path, monkeypat
     )
     with pytest.raises(loop.BadSteps, match="stopped at step 5: 5 steps in a row.*train.max_bad_steps"):
         loop.train(small_config(train__max_bad_steps=5), tmp_path / "run")
+
+
+class TestConvertedOptimizer:
+    """Moments of a PyTorch optimiser, as `ucgm_jax.convert` leaves them, become the optax state."""
+
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory):
+        workdir = tmp_path_factory.mktemp("converted") / "run"
+        loop.train(small_config(train__steps=2), workdir)
+        found = checkpoints.find(workdir)
+        state, _ = stored(workdir, 2)
+        for name, moment in (("first", state.optimizer[0].mu), ("second", state.optimizer[0].nu)):
+            with ocp.StandardCheckpointer() as writer:
+                writer.save(found.folder / f"{name}_moment", moment)
+        (found.folder / "conversion.json").write_text(json.dumps({"optimizer_steps": 17}))
+        return found.folder, state
+
+    @pytest.mark.parametrize("name", ["adamw", "radam"])
+    def test_start_with_it(self, folder, name):
+        changes = {"train__init_from": str(folder[0]), "train__init_optimizer": True, "optimizer__name": name}
+        state = loop.Run(small_config(**changes)).start().optimizer
+        jax.tree.map(np.testing.assert_array_equal, optax.tree_utils.tree_get(state, "mu"), folder[1].optimizer[0].mu)
+        jax.tree.map(np.testing.assert_array_equal, optax.tree_utils.tree_get(state, "nu"), folder[1].optimizer[0].nu)
+        assert {int(count) for _, count in optax.tree_utils.tree_get_all_with_path(state, "count")} == {17}
+
+    def test_refused_where_there_is_none(self, tmp_path):
+        loop.train(small_config(train__steps=1), tmp_path / "run")
+        run = loop.Run(small_config(train__init_from=str(tmp_path / "run"), train__init_optimizer=True))
+        with pytest.raises(UserError, match="train.init_optimizer=.*holds no optimiser state"):
+            run.start()
+        with pytest.raises(UserError, match="train.init_optimizer=True: needs train.init_from"):
+            loop.Run(small_config(train__init_optimizer=True))

@@ -14,11 +14,14 @@ it is written, and an older one is removed only after that.
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
+import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
@@ -148,6 +151,29 @@ def read_weights(found: Found, abstract: Tree, shardings: Tree, item: str = "ema
         if difference:
             raise UserError(f"{found.folder}: {difference}")
         return reader.restore(found.folder / item, args=ocp.args.StandardRestore(wanted))
+
+
+def read_moments(found: Found, abstract: Tree, shardings: Tree, optimizer_state: Tree, key: str) -> Tree:
+    """An optax state with the moments and the number of updates of a converted PyTorch optimiser.
+
+    Args:
+      found: a folder that conversion wrote.
+      abstract, shardings: of the parameters.
+      optimizer_state: a fresh state of an optimiser of Adam's kind (adam, adamw, radam).
+      key: of the config, for messages.
+
+    Raises:
+      UserError: the folder holds no moments, or the optimiser has no use for them.
+    """
+    record = found.folder / "conversion.json"
+    if not (found.folder / "first_moment").is_dir():
+        raise UserError(f"{key}={found.folder}: holds no optimiser state of a converted training checkpoint")
+    first, second = (read_weights(found, abstract, shardings, f"{name}_moment") for name in ("first", "second"))
+    steps = jnp.asarray(json.loads(record.read_text())["optimizer_steps"], jnp.int32)
+    try:
+        return optax.tree_utils.tree_set(optimizer_state, mu=first, nu=second, count=steps)
+    except KeyError as error:
+        raise UserError(f"{key}=True: the optimiser must keep two moments, as adam, adamw and radam do") from error
 
 
 def network_of(found: Found) -> Network:

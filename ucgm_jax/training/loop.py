@@ -121,6 +121,8 @@ class Run:
             )
         during.check(settings, self.source)
         self._init_from = self._find(settings.train.init_from, "train.init_from")
+        if settings.train.init_optimizer and not self._init_from:
+            raise UserError("train.init_optimizer=True: needs train.init_from")
         self._teacher_from = self._find(settings.train.teacher_from, "train.teacher_from")
         self.abstract = state_module.abstract(self.network, self.optimizer, settings.objective)
         self.shardings = state_module.shardings(self.abstract, self.optimizer, self.mesh)
@@ -140,7 +142,17 @@ class Run:
         teacher = self._weights(self._teacher_from) if self._teacher_from else None
         prepare = self.network.after_update or (lambda parameters: parameters)
         create = lambda p, teacher: state_module.create(prepare(p), teacher, self.optimizer, self.settings.objective)
-        return jax.jit(create, out_shardings=self.shardings)(parameters, teacher)
+        state = jax.jit(create, out_shardings=self.shardings)(parameters, teacher)
+        if not self.settings.train.init_optimizer:
+            return state
+        moments = checkpoints.read_moments(
+            self._init_from,
+            self.network.abstract_parameters,
+            self.shardings.parameters,
+            state.optimizer,
+            "train.init_optimizer",
+        )
+        return state.replace(optimizer=jax.device_put(moments, self.shardings.optimizer))
 
     def _weights(self, found: checkpoints.Found | None) -> Any:
         placed = self.shardings.parameters
