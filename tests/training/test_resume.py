@@ -186,8 +186,9 @@ class TestConvertedOptimizer:
 
     def test_refused_where_there_is_none(self, tmp_path):
         loop.train(small_config(train__steps=1), tmp_path / "run")
-        run = loop.Run(small_config(train__init_from=str(tmp_path / "run"), train__init_optimizer=True))
+        config = small_config(train__init_from=str(tmp_path / "run"), train__init_optimizer=True)
         with pytest.raises(UserError, match="train.init_optimizer=.*holds no optimiser state"):
-            run.start()
+            loop.train(config, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
         with pytest.raises(UserError, match="train.init_optimizer=True: needs train.init_from"):
             loop.Run(small_config(train__init_optimizer=True))

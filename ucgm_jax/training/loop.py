@@ -47,9 +47,7 @@ class BadSteps(RunError):
 
 
 def check_work_folder(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Refuses a work folder that was begun with another config; writes the config into a new one.
-
-    Process 0 alone looks and writes, so that no other meets a folder that is half made; all learn what it found.
+    """Refuses a work folder that was begun with another config. Process 0 looks; all learn what it found.
 
     Raises:
       UserError: naming the first key that differs.
@@ -58,11 +56,15 @@ def check_work_folder(workdir: pathlib.Path, config: ml_collections.ConfigDict) 
     problem = hosts.agree(_folder_problem(workdir, ours) if jax.process_index() == 0 else "")
     if problem:
         raise UserError(problem)
+
+
+def begin_work_folder(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Writes the config into the work folder: process 0 alone, so that no other meets a folder that is half made."""
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         # Whole or not there: a run that is killed here has to start again.
         partial = workdir / _PARTIAL
-        partial.write_text(json.dumps(ours, indent=2) + "\n")
+        partial.write_text(json.dumps(checkpoints.config_to_json(config), indent=2) + "\n")
         os.replace(partial, workdir / "config.json")
     hosts.barrier("work folder")
 
@@ -198,13 +200,17 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Tra
     settings = run.settings
     check_work_folder(workdir, run.config)
     LOG.info(run.describe())
+    # Made first: weights to start from that do not fit are found before anything is written.
+    begun = hosts.agree("begun" if (workdir / "checkpoints").is_dir() else "")
+    state, position = None if begun else run.start(), 0
+    begin_work_folder(workdir, run.config)
     saved = Checkpoints(workdir, settings.train.keep_checkpoints)
     latest = saved.latest_step()
-    if latest is None:
-        state, position = run.start(), 0
-    else:
+    if latest is not None:
         state, position = saved.restore(latest, run.abstract, run.shardings)
         LOG.info("resumed from step %d", latest)
+    elif state is None:
+        state = run.start()
     try:
         with hosts.Preemption().watch() as preemption:
             return _steps(run, workdir, saved, preemption, state, latest or 0, position)
