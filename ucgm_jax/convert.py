@@ -165,11 +165,10 @@ def to_file(given: argparse.Namespace) -> None:
     parameters = store.stored_parameters(found.folder / item, network.abstract_parameters)
     if given.target:
         table, record = families.table(network), store.read_record(found.folder)
-        shapes = tables.torch_shapes(table, network.abstract_parameters)
-        signature = {key: (record.dtypes.get(key, "float32"), shape) for key, shape in shapes.items()}
+        signature = tables.torch_signature(table, network.abstract_parameters, record)
         tensors = tables.torch_tensors(table, parameters, record)
         replace_whole(given.target, lambda path: files.write(path, signature, tensors))
-        print(f"{given.source} ({item}) -> {given.target}: {network.name}, {len(shapes)} keys")
+        print(f"{given.source} ({item}) -> {given.target}: {network.name}, {len(signature)} keys")
     report(network, parameters, recorded)
 
 

@@ -250,21 +250,32 @@ def torch_tensors(
     Args:
       table: the family's table.
       parameters: Flax parameters.
-      recorded: dtypes and buffers to restore; everything is float32 and as computed without.
+      recorded: dtypes and buffers to restore; without, parameters are float32 and buffers as computed.
     """
     values, recorded = dict(leaves(parameters)), recorded or Record()
     for entry in table:
         if isinstance(entry, Computed):
             buffer = recorded.buffers.get(entry.torch)
-            tensors = [(entry.torch, entry.value() if buffer is None else buffer)]
+            buffer = entry.value() if buffer is None else buffer
+            default, tensors = buffer.dtype.name, [(entry.torch, buffer)]
         else:
             whole = np.asarray(values[entry.flax])
             rows = [whole] if entry.indices is None else whole
+            default = "float32"
             tensors = (
                 (key, entry.layout.to_torch(one[entry.part])) for key, one in zip(entry.keys(), rows, strict=True)
             )
         for key, tensor in tensors:
-            yield key, np.ascontiguousarray(tensor, recorded.dtypes.get(key, "float32")).reshape(tensor.shape)
+            yield key, np.ascontiguousarray(tensor, recorded.dtypes.get(key, default)).reshape(tensor.shape)
+
+
+def torch_signature(
+    table: Table, abstract: Parameters, recorded: Record | None = None
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Key -> dtype's name and shape of what `torch_tensors` gives."""
+    dtypes = {entry.torch: entry.value().dtype.name for entry in table if isinstance(entry, Computed)}
+    dtypes |= (recorded or Record()).dtypes
+    return {key: (dtypes.get(key, "float32"), shape) for key, shape in torch_shapes(table, abstract).items()}
 
 
 def to_torch(table: Table, parameters: Parameters, recorded: Record | None = None) -> dict[str, np.ndarray]:
