@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -35,21 +35,40 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-@contextlib.contextmanager
-def opened(package: pathlib.Path) -> Iterator[Callable[[str], bytes]]:
-    """A function from a path inside the package, a folder or a .tgz, to the bytes there.
+class Package:
+    """The files of an npm package.
+
+    Args:
+      path: its folder, or its .tgz.
 
     Raises:
-      UserError: there is no such package, or it lacks a file.
+      UserError: it cannot be opened.
     """
-    try:
-        if package.is_dir():
-            yield lambda path: (package / path).read_bytes()
-        else:
-            with tarfile.open(package) as archive:
-                yield lambda path: archive.extractfile(f"package/{path}").read()
-    except (OSError, tarfile.TarError, KeyError) as error:
-        raise UserError(f"--package={package}: not the package emoji-datasource-twitter: {error}") from error
+
+    def __init__(self, path: pathlib.Path):
+        self.path, self._archive = path, None
+        if not path.is_dir():
+            with self._errors():
+                self._archive = tarfile.open(path)  # noqa: SIM115
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, EOFError, tarfile.TarError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"--package={self.path}: not the package emoji-datasource-twitter: {reason}") from error
+
+    def read(self, path: str) -> bytes:
+        """The bytes of one file.
+
+        Raises:
+          UserError: the package lacks it.
+        """
+        with self._errors():
+            if self._archive is None:
+                return (self.path / path).read_bytes()
+            return self._archive.extractfile(f"package/{path}").read()
 
 
 def folder_name(category: str) -> str:
@@ -82,19 +101,18 @@ def prepare(package: pathlib.Path, out: pathlib.Path) -> dict[str, int]:
     """
     if out.exists():
         raise UserError(f"--out={out}: is already there")
-    partial, counts = out.with_name(out.name + ".partial"), {}
+    files, partial, counts = Package(package), out.with_name(out.name + ".partial"), {}
+    try:
+        found = pictures(json.loads(files.read(LIST)))
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise UserError(f"--package={package}: {LIST} is not a list of emoji") from error
     shutil.rmtree(partial, ignore_errors=True)
-    with opened(package) as read:
-        try:
-            found = pictures(json.loads(read(LIST)))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"--package={package}: {LIST} is not a list of emoji") from error
-        for file in sorted(found):
-            name = folder_name(found[file])
-            (partial / name).mkdir(parents=True, exist_ok=True)
-            with Image.open(io.BytesIO(read(f"{PICTURES}/{file}"))) as image:
-                to_rgb(image).save(partial / name / file)
-            counts[name] = counts.get(name, 0) + 1
+    for file in sorted(found):
+        name = folder_name(found[file])
+        (partial / name).mkdir(parents=True, exist_ok=True)
+        with Image.open(io.BytesIO(files.read(f"{PICTURES}/{file}"))) as image:
+            to_rgb(image).save(partial / name / file)
+        counts[name] = counts.get(name, 0) + 1
     if not counts:
         raise UserError(f"--package={package}: {LIST} lists no pictures")
     partial.rename(out)
