@@ -1,6 +1,7 @@
 """The convert command, called in this process; one test starts it as users do."""
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -11,8 +12,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.autoencoders import cases as autoencoder_cases
 from tests.golden_cases import GOLDEN, NETWORK_NAMES, golden_network, golden_state, meta
 from ucgm_jax import convert, sample
+from ucgm_jax.autoencoders import names as autoencoder_names
+from ucgm_jax.autoencoders import weights
 from ucgm_jax.conversion import families, files, store
 from ucgm_jax.errors import UserError
 from ucgm_jax.training import checkpoints
@@ -60,6 +64,50 @@ def test_there_and_back_bit_for_bit(tmp_path, case, dtype):
     for key, tensor in state.items():
         assert back[key].dtype == tensor.dtype and back[key].tobytes() == tensor.tobytes(), key
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back.safetensors", "folder", "source.safetensors"]
+
+
+@pytest.fixture
+def small_autoencoder(monkeypatch):
+    """Under a published name, the small one of the golden vectors."""
+    family, options = autoencoder_cases.SMALL["ldm_kl"]
+    monkeypatch.setitem(autoencoder_names.PUBLISHED, "vavae_f16d32", {"family": family, "options": options})
+    return autoencoder_names.build(autoencoder_names.AutoencoderSettings("vavae_f16d32"))
+
+
+def test_autoencoder_there_and_back_bit_for_bit(tmp_path, capsys, small_autoencoder):
+    state = {key: tensor.astype(np.float16) for key, tensor in autoencoder_cases.published("ldm_kl").items()}
+    extra = {"loss.discriminator.bias": np.zeros(3, np.float32)}
+    source, folder = write(tmp_path / "source.safetensors", state | extra), tmp_path / "folder"
+    run("--autoencoder=vavae_f16d32", f"--from={source}", f"--to={folder}")
+    assert "not converted: loss.discriminator.bias" in capsys.readouterr().out
+    run(f"--from={folder}", f"--to={tmp_path / 'back.safetensors'}")
+    back = read(tmp_path / "back.safetensors", small_autoencoder.family)
+    assert back.keys() == state.keys()
+    for key, tensor in state.items():
+        assert back[key].dtype == tensor.dtype and back[key].tobytes() == tensor.tobytes(), key
+    direct, stored = (weights.load(small_autoencoder, path) for path in (source, folder))
+    assert jax.tree.all(jax.tree.map(np.array_equal, direct, stored))
+    assert weights.checksum(folder) == weights.checksum(folder) != weights.checksum(source)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoints.find(folder)
+    other = dataclasses.replace(small_autoencoder, name="e2evavae_f16d32")
+    with pytest.raises(UserError, match="holds vavae_f16d32, must hold e2evavae_f16d32"):
+        weights.load(other, folder)
+    for flags_, message in (
+        (["--autoencoder=e2evavae_f16d32"], "--autoencoder=e2evavae_f16d32: --from="),
+        (["--network=TiT-S/2"], "--network=TiT-S/2: is for networks, not for vavae_f16d32"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(*flags_, f"--from={folder}", f"--to={tmp_path / 'w.safetensors'}")
+
+
+def test_autoencoder_files_that_do_not_fit(tmp_path, small_autoencoder):
+    state = autoencoder_cases.published("ldm_kl")
+    state["encoder.extra"] = state.pop("quant_conv.bias")
+    flag, source = "--autoencoder=vavae_f16d32", f"--from={write(tmp_path / 'w.safetensors', state)}"
+    assert "1 missing key: quant_conv.bias; 1 unknown key: encoder.extra" in refused(tmp_path, flag, source)
+    assert "autoencoder.name='vae'" in refused(tmp_path, "--autoencoder=vae", source)
+    assert "--autoencoder=idae_f1c3: has no weights" in refused(tmp_path, "--autoencoder=idae_f1c3", source)
 
 
 def test_training_checkpoint_of_pytorch(tmp_path, capsys):

@@ -1,9 +1,11 @@
 """Converts weights between PyTorch and this project, both ways.
 
     python -m ucgm_jax.convert --network=TiT-XL/2 --size=32 --channels=4 --num-classes=1000 --from=file.pt --to=DIR
+    python -m ucgm_jax.convert --autoencoder=vavae_f16d32 --from=file.pt --to=DIR
     python -m ucgm_jax.convert --from=DIR --to=file.safetensors
 
-DIR serves `python -m ucgm_jax.sample --checkpoint=DIR` and the config keys train.init_from and train.teacher_from.
+DIR serves `python -m ucgm_jax.sample --checkpoint=DIR` and the config keys train.init_from and train.teacher_from. With
+an autoencoder in it, it serves --weights of `ucgm_jax.encode` and --autoencoder-weights of `ucgm_jax.sample`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ucgm_jax import errors
+from ucgm_jax.autoencoders import names as autoencoder_names
+from ucgm_jax.autoencoders.interface import Autoencoder
+from ucgm_jax.autoencoders.names import AutoencoderSettings
 from ucgm_jax.config import DataSettings, Settings
 from ucgm_jax.conversion import families, files, optimizers, store, tables
 from ucgm_jax.errors import UserError, user_errors
@@ -47,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
     add("--to", dest="target", help="the folder, or the file, to write; must not exist")
     add("--weights", choices=files.WEIGHTS, default="ema", help="which weights of a training checkpoint")
     add("--verify", help="FILE.npz with x (B, C, H, W), t, y and out, recorded with PyTorch: compare")
-    add("--network", help='name such as "TiT-XL/2"; like the flags below it is needed with a file alone')
+    add("--autoencoder", help='published name such as "vavae_f16d32"; needed with a file of one')
+    add("--network", help='name such as "TiT-XL/2"; like the flags below it is needed with a file of one')
     add("--size", type=int, help="height and width of the input")
     add("--channels", type=int, help="channels of the input")
     add("--num-classes", type=int, help="number of labels")
@@ -145,9 +151,14 @@ def to_folder(given: argparse.Namespace) -> None:
         record = tables.record(table, file.state)
         replace_whole(given.target, lambda path: store.write(path, items, settings, record, summary))
         print(f"{given.source} ({given.weights}) -> {given.target}: {network.name}, transport {settings.transport}")
-        if file.left_out:
-            print(f"not converted: {tables.named(file.left_out)}")
+        report_left_out(file)
     report(network, parameters, recorded)
+
+
+def report_left_out(file: files.TorchFile) -> None:
+    """Says what of a file was not converted."""
+    if file.left_out:
+        print(f"not converted: {tables.named(file.left_out)}")
 
 
 def to_file(given: argparse.Namespace) -> None:
@@ -164,12 +175,51 @@ def to_file(given: argparse.Namespace) -> None:
         raise UserError(f"--weights={given.weights}: --from={given.source} holds ema alone")
     parameters = store.stored_parameters(found.folder / item, network.abstract_parameters)
     if given.target:
-        table, record = families.table(network), store.read_record(found.folder)
-        signature = tables.torch_signature(table, network.abstract_parameters, record)
-        tensors = tables.torch_tensors(table, parameters, record)
-        replace_whole(given.target, lambda path: files.write(path, signature, tensors))
-        print(f"{given.source} ({item}) -> {given.target}: {network.name}, {len(signature)} keys")
+        write_file(given, network, parameters, store.read_record(found.folder), f" ({item})")
     report(network, parameters, recorded)
+
+
+def write_file(
+    given: argparse.Namespace, model: families.Model, parameters: Any, record: tables.Record, item: str = ""
+) -> None:
+    """Writes --to, a PyTorch file of a model's parameters."""
+    table = families.table(model)
+    signature = tables.torch_signature(table, model.abstract_parameters, record)
+    tensors = tables.torch_tensors(table, parameters, record)
+    replace_whole(given.target, lambda path: files.write(path, signature, tensors))
+    print(f"{given.source}{item} -> {given.target}: {model.name}, {len(signature)} keys")
+
+
+def autoencoder_of(name: str) -> tuple[Autoencoder, Settings]:
+    """A published autoencoder, and the settings that name it."""
+    with user_errors():
+        settings = AutoencoderSettings(name)
+    autoencoder = autoencoder_names.build(settings)
+    if not autoencoder.abstract_parameters:
+        raise UserError(f"--autoencoder={name}: has no weights")
+    return autoencoder, Settings(autoencoder=settings)
+
+
+def autoencoder_to_folder(given: argparse.Namespace) -> None:
+    """PyTorch file of an autoencoder -> folder."""
+    autoencoder, settings = autoencoder_of(given.autoencoder)
+    file = files.read(given.source, autoencoder.family, "")
+    parameters = families.to_flax(autoencoder, file.state)
+    record = tables.record(families.table(autoencoder), file.state)
+    summary, items = {"left_out": list(file.left_out)}, {store.AUTOENCODER: lambda: parameters}
+    summary[store.AUTOENCODER] = autoencoder.name
+    replace_whole(given.target, lambda path: store.write(path, items, settings, record, summary))
+    print(f"{given.source} -> {given.target}: {autoencoder.name}")
+    report_left_out(file)
+
+
+def autoencoder_to_file(given: argparse.Namespace, stored: str) -> None:
+    """Folder with an autoencoder's weights -> PyTorch file."""
+    if given.autoencoder not in (None, stored):
+        raise UserError(f"--autoencoder={given.autoencoder}: --from={given.source} holds {stored}")
+    autoencoder, folder = autoencoder_of(stored)[0], pathlib.Path(given.source)
+    parameters = store.stored_parameters(folder / store.AUTOENCODER, autoencoder.abstract_parameters)
+    write_file(given, autoencoder, parameters, store.read_record(folder))
 
 
 def report(network: Network, parameters: Any, recorded: dict[str, np.ndarray] | None) -> None:
@@ -208,10 +258,18 @@ def main(argv: list[str]) -> int:
         raise UserError("--to: must be given, unless --verify is")
     if given.target and pathlib.Path(given.target).exists():
         raise UserError(f"--to={given.target}: is already there")
+    stored = store.autoencoder_name(given.source)
+    for flag in ("network", "verify"):
+        if (given.autoencoder or stored) and getattr(given, flag):
+            raise UserError(f"--{flag}={getattr(given, flag)}: is for networks, not for {given.autoencoder or stored}")
     if pathlib.Path(given.source).is_dir():
         if given.target and pathlib.Path(given.target).suffix not in files.SUFFIXES:
             raise UserError(f"--to={given.target}: must end in {', '.join(files.SUFFIXES)}")
-        to_file(given)
+        if given.autoencoder and not stored:
+            raise UserError(f"--from={given.source}: holds no autoencoder that ucgm_jax.convert wrote")
+        autoencoder_to_file(given, stored) if stored else to_file(given)
+    elif given.autoencoder:
+        autoencoder_to_folder(given)
     else:
         to_folder(given)
     sys.stdout.flush()

@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("--images", default="", help="a folder of class folders, or tfds:NAME@SPLIT")
     add("--autoencoder", default="", help="published name, such as vavae_f16d32; idae_f1c3 keeps pixels")
-    add("--weights", default="", help="its published file, or a folder with it")
+    add("--weights", default="", help="its published file, a folder with it, or one of ucgm_jax.convert")
     add("--out", required=True, help="folder for shards, latents_stats.npz and manifest.json")
     add("--image-size", type=int, default=256)
     add("--format", default="safetensors", help="safetensors (the published layout) or array_record")
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> int:
     job = preparation.Preparation(
         out=out,
         autoencoder=given.autoencoder,
-        weights=manifest.sha256(weights.find(given.weights)) if parameters else "",
+        weights=weights.checksum(given.weights) if parameters else "",
         latent_shape=(channels, height, width),
         image_size=given.image_size,
         shard_size=given.shard_size,

@@ -1,4 +1,7 @@
-"""Samples from a checkpoint: python -m ucgm_jax.sample --checkpoint=DIR --steps=2 --labels=0-9 --out=grid.png."""
+"""Samples from a checkpoint: python -m ucgm_jax.sample --checkpoint=DIR --steps=2 --labels=0-9 --out=grid.png.
+
+Of a model of latents, --autoencoder-weights=FILE decodes them.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +42,15 @@ def parser() -> argparse.ArgumentParser:
     result = _Parser(prog="python -m ucgm_jax.sample", description=__doc__)
     add = result.add_argument
     add("--checkpoint", required=True, help="a work folder (its newest checkpoint), or one checkpoint of it")
-    add("--out", required=True, help="FILE.png for a picture, FILE.npz for arrays x, labels, indices")
+    add("--out", required=True, help="FILE.png for a picture, FILE.npz for arrays x, labels, indices (images)")
     add("--labels", default="all", help='such as "3", "0-9" or "1,5,7-9"; default all classes')
     add("--count", type=int, default=0, help="samples in all, over the labels in turn; default 8 of each label, <= 64")
     add("--seed", type=int, default=0, help="together with its index it fixes a sample")
     add("--weights", choices=("ema", "parameters"), default="ema")
     add("--batch-size", type=int, default=0, help="samples at once; default all, at most 64 a device")
+    add("--autoencoder", default="", help="whose latents these are; default the checkpoint's config's autoencoder.name")
+    add("--autoencoder-weights", default="", help="to decode latents; a published file or a folder of ucgm_jax.convert")
+    add("--statistics", default="", help="mean and std of the latents; default the checkpoint's")
     add_sampler_flags(result)
     return result
 
@@ -96,6 +102,25 @@ def overrides(settings: Settings, given: argparse.Namespace) -> tuple[Any, Guida
     return sampler, guidance
 
 
+def latents_of(settings: Settings, given: argparse.Namespace) -> Settings:
+    """The settings with --autoencoder. Converted weights do not say what data they are for.
+
+    Raises:
+      UserError: a picture is asked for of data that may be latents of any autoencoder, or no such autoencoder.
+    """
+    data, autoencoder = settings.data, settings.autoencoder
+    if given.autoencoder:
+        with user_errors("--"):
+            autoencoder = dataclasses.replace(autoencoder, name=given.autoencoder)
+        data = dataclasses.replace(data, name="latents")
+    elif data.name == "" and data.channels not in (1, 3) and given.out.endswith(".png"):
+        raise UserError(
+            f"--autoencoder: must be given for a picture: the checkpoint has {data.channels} channels and does not say "
+            "whose latents these are; --out=FILE.npz keeps them as they are"
+        )
+    return dataclasses.replace(settings, data=data, autoencoder=autoencoder)
+
+
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
     argv, given_hosts = hosts.take_flags(argv)
@@ -103,14 +128,14 @@ def main(argv: list[str]) -> int:
     out = pathlib.Path(given.out)
     if out.suffix not in (".png", ".npz"):
         raise UserError(f"--out={given.out}: must end in .png or .npz")
-    from ucgm_jax.evaluation import pictures
+    from ucgm_jax.evaluation import outputs, pictures
     from ucgm_jax.evaluation.generate import Generator
     from ucgm_jax.method import transports
     from ucgm_jax.training import checkpoints, sharding
     from ucgm_jax.training.metrics import Progress
 
     found = checkpoints.find(given.checkpoint)
-    settings = found.settings
+    settings = latents_of(found.settings, given)
     sampler, guidance = overrides(settings, given)
     network = checkpoints.network_of(found)
     classes = parse_labels(given.labels, network.num_classes)
@@ -119,7 +144,11 @@ def main(argv: list[str]) -> int:
     mesh = sharding.make_mesh(MeshSettings())
     devices = mesh.size
     batch_size = given.batch_size or min(-(-count // devices), 64) * devices
-    generator = Generator(network, transports.get(settings.transport), sampler, guidance, mesh, batch_size)
+    images = (None, None)
+    if out.suffix == ".png" or given.autoencoder_weights:
+        paths = {"weights_path": given.autoencoder_weights, "statistics_path": given.statistics}
+        images = outputs.with_images(settings, mesh, **paths, known=found.normalisation)
+    generator = Generator(network, transports.get(settings.transport), sampler, guidance, mesh, batch_size, *images)
     parameters = checkpoints.read_replicated(found, network, mesh, given.weights)
 
     progress = Progress(count, unit="sample")
@@ -129,7 +158,7 @@ def main(argv: list[str]) -> int:
         return 0
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
-        np.savez(out, x=x, labels=labels, indices=np.arange(count))
+        np.savez(out, **(x if isinstance(x, dict) else {"x": x}), labels=labels, indices=np.arange(count))
     else:
         pictures.save(pictures.picture(x, min(max(len(classes), 8), 16)), out)
     print(

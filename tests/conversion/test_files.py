@@ -80,6 +80,11 @@ class TestNames:
         keys = ["blocks.0.a", "blocks.7.a", "decoder_blocks.0.a", "decoder_blocks.19.a"]
         assert list(self.names("SiT", keys)[0]) == ["blocks.0.a", "blocks.7.a", "blocks.8.a", "blocks.27.a"]
 
+    def test_parts_that_serve_the_autoencoders_training(self):
+        keys = ["loss.logvar", "foundation_model.model.norm.weight", "linear_proj.weight", "quant_conv.bias"]
+        assert self.names("latent_diffusion_kl", keys, "") == ({"quant_conv.bias": "quant_conv.bias"}, keys[:3])
+        assert not self.names("dcae", keys, "")[1]
+
     @pytest.mark.parametrize("weights, chosen", [("ema", "ema_denoiser."), ("model", "denoiser.")])
     def test_ddt_has_two_networks(self, weights, chosen):
         keys = ["denoiser.a", "ema_denoiser.a", "diffusion_trainer.proj.0.weight"]
@@ -204,7 +209,7 @@ def test_pickles_need_torch_and_safetensors_do_not(tmp_path, monkeypatch):
     families.to_flax(network, files.read(GOLDEN / "networks" / "tit_p2.safetensors", network.family).state)
 
 
-@pytest.mark.parametrize("name, message", [("w.bin", "must end in .pt"), ("none.pt", "no such file")])
+@pytest.mark.parametrize("name, message", [("w.npz", "must end in .pt"), ("none.pt", "no such file")])
 def test_refuses_paths(tmp_path, name, message):
     with pytest.raises(ConversionError, match=message):
         files.read(tmp_path / name, "TiT")

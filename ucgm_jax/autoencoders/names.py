@@ -58,6 +58,7 @@ class AutoencoderSettings:
       attention: "auto", "xla" or "cudnn".
       slice_batch: images that are encoded or decoded at a time, to save memory; 0 for all. Exact.
       slice_tile: side, in latent pixels, of the tiles that are decoded at a time; 0 for whole images. Approximate.
+      weights: file or folder of its weights, to decode samples with; "" where no picture of latents is asked for.
     """
 
     name: str = "sdvae_ema_f8c4"
@@ -65,6 +66,7 @@ class AutoencoderSettings:
     attention: str = "auto"
     slice_batch: int = 0
     slice_tile: int = 0
+    weights: str = ""
 
     def __post_init__(self):
         allowed = {

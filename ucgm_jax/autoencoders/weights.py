@@ -1,86 +1,78 @@
-"""Weights of an autoencoder from a published file."""
+"""Weights of an autoencoder: from a published file, or from a folder that `ucgm_jax.convert` wrote."""
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
 
 from ucgm_jax.autoencoders.interface import Autoencoder
-from ucgm_jax.conversion import autoencoders as naming
-from ucgm_jax.conversion.safetensors_format import SafetensorsFile
-from ucgm_jax.conversion.tables import ConversionError, to_flax
+from ucgm_jax.conversion import families, files, store
+from ucgm_jax.conversion.tables import ConversionError
 from ucgm_jax.errors import UserError
 from ucgm_jax.networks.functional import Parameters
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-# Under these keys training scripts keep the state dict.
-WRAPPERS = ("state_dict", "model")
-
 
 def find(path: str | pathlib.Path, key: str = "--weights") -> pathlib.Path:
-    """The file itself, or the only file of a known kind in the folder (.safetensors before PyTorch's).
+    """The file itself, a folder of converted weights, or the only file of weights in a folder, .safetensors first.
 
     Raises:
       UserError: there is none, or more than one.
     """
     path = pathlib.Path(path)
-    if path.is_file():
+    if path.is_file() or store.autoencoder_name(path):
         return path
-    for suffixes in (SUFFIXES[:1], SUFFIXES[1:]):
+    for suffixes in ((".safetensors",), files.READABLE):
         found = sorted(one for one in path.glob("*") if one.suffix in suffixes)
         if len(found) == 1:
             return found[0]
         if found:
             raise UserError(f"{key}={path}: {len(found)} files of weights, name one: {found[0].name}, ...")
-    raise UserError(f"{key}={path}: no file of weights ({', '.join(SUFFIXES)})")
+    raise UserError(f"{key}={path}: no file of weights ({', '.join(files.READABLE)})")
 
 
-def _state(path: pathlib.Path, key: str) -> Mapping[str, Any]:
-    if path.suffix == ".safetensors":
-        return SafetensorsFile(path)
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"{key}={path}: reading {path.suffix} needs PyTorch") from error
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{key}={path}: not a file of weights: {str(error).splitlines()[0]}") from error
-    for wrapper in WRAPPERS:
-        if isinstance(stored, Mapping) and isinstance(stored.get(wrapper), Mapping):
-            stored = stored[wrapper]
-    if not isinstance(stored, Mapping):
-        raise UserError(f"{key}={path}: holds a {type(stored).__name__}, must be a state dict")
-    return {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        for name, tensor in stored.items()
-        if isinstance(tensor, torch.Tensor)
-    }
+def checksum(path: str | pathlib.Path) -> str:
+    """SHA-256, in hexadecimal, of the weights that `find` finds."""
+    found, digest = find(path), hashlib.sha256()
+    for file in sorted(found.rglob("*")) if found.is_dir() else [found]:
+        if file.is_file():
+            with open(file, "rb") as opened:
+                one = hashlib.file_digest(opened, "sha256")
+            if file == found:
+                return one.hexdigest()
+            digest.update(f"{file.relative_to(found).as_posix()} {one.hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def same_weights(name: str) -> str:
+    """One name for all published names that share their weights."""
+    name = name.removeprefix("edm2_")
+    return "sdvae_mse_f8c4" if name == "sdvae_f8c4" else name
 
 
 def load(autoencoder: Autoencoder, path: str | pathlib.Path, key: str = "--weights") -> Parameters:
-    """The parameters, float32, that a published file holds.
+    """The parameters, float32.
 
     Args:
       autoencoder: the autoencoder.
-      path: the file, or a folder with one; "" for an autoencoder without parameters.
+      path: a published file, a folder with one, or a folder of converted weights; "" for an autoencoder without
+        parameters.
       key: of the setting or flag that named the path, for messages.
 
     Raises:
-      UserError: no file, or one that does not fit.
+      UserError: nothing there, or weights that do not fit.
     """
     if autoencoder.family == "identity":
         return {}
     if not str(path):
         raise UserError(f"{key}: must be given for {autoencoder.name}")
-    file = find(path, key)
+    found = find(path, key)
+    if found.is_dir():
+        name = store.autoencoder_name(found)
+        if same_weights(name) != same_weights(autoencoder.name):
+            raise UserError(f"{key}={found}: holds {name}, must hold {autoencoder.name}")
+        return store.read_parameters(found / store.AUTOENCODER, autoencoder.abstract_parameters)
+    state = files.read(found, autoencoder.family, "").state  # whose errors name the file
     try:
-        state = naming.published_state(autoencoder.family, _state(file, key))
-        table = naming.TABLES[autoencoder.family](autoencoder.options)
-        arrays = {name: np.asarray(value) for name, value in state.items()}
-        return to_flax(table, arrays, autoencoder.abstract_parameters)
+        return families.to_flax(autoencoder, state)
     except ConversionError as error:
-        raise UserError(f"{key}={file}: {error}") from error
+        raise UserError(f"{key}={found}: {error}") from error

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ucgm_jax.autoencoders.dcae import DCAESettings
 from ucgm_jax.autoencoders.kl import KLSettings
-from ucgm_jax.conversion.tables import CONVOLUTION, COPY, LINEAR, Computed, ConversionError, Layout, Rule, Table
+from ucgm_jax.conversion.tables import CONVOLUTION, COPY, LINEAR, Computed, Layout, Rule, Table
 
 # A Flax linear layer that PyTorch writes as a 1 x 1 convolution: (in, out) -> (out, in, 1, 1).
 POINTWISE = Layout(
@@ -195,44 +195,9 @@ def dcae(settings: DCAESettings) -> Table:
     return table + _map("decoder.project_out.op_list.2.conv.conv", "decoder/output")
 
 
-# --- what published files hold besides, or under older names ---
-
-# Parts that serve the autoencoder's own training alone.
-IGNORED_PREFIXES: dict[str, tuple[str, ...]] = {
-    "diffusers_kl": (),
-    "latent_diffusion_kl": ("loss.", "foundation_model.", "linear_proj."),
-    "dcae": (),
-    "identity": (),
-}
-# The attention of diffusers before 0.18, in which the files of SD-VAE are written.
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
 TABLES: dict[str, Callable[[Any], Table]] = {
     "diffusers_kl": lambda settings: kl_autoencoder(DIFFUSERS, settings),
     "latent_diffusion_kl": lambda settings: kl_autoencoder(LATENT_DIFFUSION, settings),
     "dcae": dcae,
     "identity": lambda settings: [],
 }
-
-
-def published_state(family: str, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict of a published file in the names of the family's table.
-
-    Leaves out `IGNORED_PREFIXES` and renames what older releases called otherwise; every other key is kept, so that the
-    conversion refuses what it does not know.
-
-    Raises:
-      ConversionError: two keys mean the same tensor.
-    """
-    result: dict[str, Any] = {}
-    for key, value in state.items():
-        if key.startswith(IGNORED_PREFIXES[family]):
-            continue
-        if family == "diffusers_kl":
-            *path, name, kind = key.split(".") if key.count(".") >= 2 else ["", "", key]
-            if name in _OLD_ATTENTION and "attentions" in path:
-                key = ".".join([*path, _OLD_ATTENTION[name], kind])
-        if key in result:
-            raise ConversionError(f"{key}: given twice, under an older name too")
-        result[key] = value
-    return result

@@ -1,4 +1,4 @@
-"""The key table of every family, and conversion of any `Network` by it."""
+"""The key table of every family, and conversion of any `Network` or `Autoencoder` by it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ucgm_jax.conversion import tables, transformers, unets
+from ucgm_jax.autoencoders.interface import Autoencoder
+from ucgm_jax.conversion import autoencoders, tables, transformers, unets
 from ucgm_jax.conversion.tables import Parameters, Record, Table
 from ucgm_jax.networks.names import Network
 
-# Family of a network -> table builder from the network's options. A new family adds its line here.
+Model = Network | Autoencoder  # what has a family, options and parameters
+
+# Family of a model -> table builder from the model's options. A new family adds its line here.
 TABLES: dict[str, Callable[[Any], Table]] = {
     "SiT": transformers.diffusion_transformer,
     "LightningDiT": transformers.diffusion_transformer,
@@ -19,24 +22,25 @@ TABLES: dict[str, Callable[[Any], Table]] = {
     "DDT": transformers.decoupled_transformer,
     "EDM2": unets.edm2_unet,
     "UNet+": unets.unet,
+    **autoencoders.TABLES,
 }
 
 
-def table(network: Network) -> Table:
-    """The network's key table."""
-    return TABLES[network.family](network.options)
+def table(model: Model) -> Table:
+    """The model's key table."""
+    return TABLES[model.family](model.options)
 
 
-def torch_shapes(network: Network) -> dict[str, tuple[int, ...]]:
-    """Key and shape of every tensor of the network's PyTorch state dict."""
-    return tables.torch_shapes(table(network), network.abstract_parameters)
+def torch_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Key and shape of every tensor of the model's PyTorch state dict."""
+    return tables.torch_shapes(table(model), model.abstract_parameters)
 
 
-def to_flax(network: Network, state: Mapping[str, np.ndarray]) -> Parameters:
-    """The network's parameters, float32, from a PyTorch state dict; errors as in `tables.to_flax`."""
-    return tables.to_flax(table(network), state, network.abstract_parameters)
+def to_flax(model: Model, state: Mapping[str, np.ndarray]) -> Parameters:
+    """The model's parameters, float32, from a PyTorch state dict; errors as in `tables.to_flax`."""
+    return tables.to_flax(table(model), state, model.abstract_parameters)
 
 
-def to_torch(network: Network, parameters: Parameters, recorded: Record | None = None) -> dict[str, np.ndarray]:
-    """The PyTorch state dict of the network's parameters; see `tables.to_torch`."""
-    return tables.to_torch(table(network), parameters, recorded)
+def to_torch(model: Model, parameters: Parameters, recorded: Record | None = None) -> dict[str, np.ndarray]:
+    """The PyTorch state dict of the model's parameters; see `tables.to_torch`."""
+    return tables.to_torch(table(model), parameters, recorded)

@@ -1,4 +1,4 @@
-"""Reads and writes PyTorch weights: .pt, .pth, .ckpt and .safetensors.
+"""Reads and writes PyTorch weights: .pt, .pth, .ckpt and .safetensors. Reads .bin, which is a .pt file, too.
 
 Pickles are loaded with PyTorch's weights_only unpickler, which runs no code, and never otherwise. Tensors are mapped
 from the file and reach memory one at a time. .safetensors files need no PyTorch.
@@ -28,6 +28,7 @@ from ucgm_jax.conversion.tables import ConversionError
 
 PICKLES = (".pt", ".pth", ".ckpt")
 SUFFIXES = (*PICKLES, ".safetensors")
+READABLE = (*SUFFIXES, ".bin")
 WEIGHTS = ("ema", "model")
 _PAGE_OUT = 21  # Linux's MADV_PAGEOUT: gives clean pages back; harmless to any other memory
 
@@ -101,15 +102,15 @@ def read(path: str | pathlib.Path, family: str, weights: str = "ema") -> TorchFi
     Args:
       path: a .safetensors, .pt, .pth or .ckpt file: a state dict, or a training checkpoint that holds "ema", "model",
         "opt", or a Lightning checkpoint that holds "state_dict".
-      family: of the network; decides how the original authors' names are read (`originals.ORIGINALS`).
-      weights: "ema" or "model", where the file holds both.
+      family: of the network or autoencoder; decides how the original authors' names are read (`originals.ORIGINALS`).
+      weights: "ema" or "model", where the file holds both; "" for what there is.
 
     Raises:
       ConversionError: the file cannot be read, holds code, or holds no such weights.
     """
     path = pathlib.Path(path)
-    if path.suffix not in SUFFIXES:
-        raise ConversionError(f"{path}: must end in {', '.join(SUFFIXES)}")
+    if path.suffix not in READABLE:
+        raise ConversionError(f"{path}: must end in {', '.join(READABLE)}")
     if not path.is_file():
         raise ConversionError(f"{path}: no such file")
     if path.suffix == ".safetensors":
@@ -150,7 +151,10 @@ def _choose(path: pathlib.Path, content: Any, weights: str) -> tuple[Mapping[str
         if not any(map(_is_tensor, entries.values())):
             raise ConversionError(f"{path}: holds no weights, only {', '.join(entries) or 'nothing'}")
         return content, []
-    chosen = weights if weights in nested else "state_dict"
+    if not weights:
+        chosen = nested[0]
+    else:
+        chosen = weights if weights in nested else "state_dict"
     if chosen not in nested:
         raise ConversionError(f"{path}: --weights={weights}: must be one of {', '.join(nested)} in this file")
     return content[chosen], [key for key in entries if key != chosen]

@@ -6,18 +6,27 @@ LightningDiT  nothing but "module."
 DDT           a Lightning file with two networks, "denoiser." and "ema_denoiser.", and the trainer's alignment head
 EDM2          the U-Net inside its preconditioner ("unet."), beside a head that weights the loss ("logvar_")
 UNet+         the U-Net inside its preconditioner ("model."), with a layer for augmentation labels
+diffusers_kl  files from before diffusers 0.18 call the matrices of attention otherwise
+latent_diffusion_kl  parts that serve the autoencoder's own training: discriminator, foundation model, projection
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from ucgm_jax.conversion.tables import ConversionError
 
 # Left by PyTorch's wrappers at the front of a key, in any number.
 WRAPPERS = ("module.", "_orig_mod.")
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def new_attention(name: str) -> str:
+    """A key of diffusers' attention under its newer name; any other key as it is."""
+    match = re.fullmatch(r"(.*\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)", name)
+    return f"{match[1]}.{_OLD_ATTENTION[match[2]]}.{match[3]}" if match else name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +39,14 @@ class Original:
       extra: prefixes of keys that belong to no network of this project and are left out.
       extra_buffers: those of `extra` that are no parameters: they have no place in an optimiser's order.
       tail: prefix of the blocks that follow the others but are numbered from 0; "" for none.
+      rename: older name -> published name, of a single key.
     """
 
     prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     extra: tuple[str, ...] = ()
     extra_buffers: tuple[str, ...] = ()
     tail: str = ""
+    rename: Callable[[str], str] = str
 
 
 ORIGINALS: dict[str, Original] = {
@@ -49,6 +60,8 @@ ORIGINALS: dict[str, Original] = {
         extra_buffers=("logvar_fourier.",),
     ),
     "UNet+": Original({"ema": "model.", "model": "model."}, extra=("map_augment.",)),
+    "diffusers_kl": Original(rename=new_attention),
+    "latent_diffusion_kl": Original(extra=("loss.", "foundation_model.", "linear_proj.")),
 }
 
 
@@ -63,7 +76,7 @@ def published_names(family: str, weights: str, keys: Iterable[str]) -> tuple[dic
     """The published name of every key of a file.
 
     Args:
-      family: of the network.
+      family: of the network or autoencoder.
       weights: "ema" or "model".
       keys: of the file, in its order.
 
@@ -91,6 +104,7 @@ def published_names(family: str, weights: str, keys: Iterable[str]) -> tuple[dic
             continue
         if original.tail:
             name = _renumbered(name, original.tail, plain.values())
+        name = original.rename(name)
         if name in names:
             raise ConversionError(f"{names[name]} and {key} are the same tensor of {family}")
         names[name] = key

@@ -4,6 +4,8 @@ ema                                  the weights
 first_moment, second_moment          of the optimiser, where the PyTorch file had one
 config                               JSON: enough of a run's config for sampling and tuning
 conversion.json, buffers.safetensors what the way back needs for the same bits (`tables.Record`), and a summary
+
+An autoencoder's weights are the item "autoencoder" instead of "ema": no network can be sampled from them.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from ucgm_jax.training import checkpoints
 # Arrays are written in chunks of this size, each to a file of its own: only few are in memory at once.
 CHUNK_BYTES = 8 * 2**20
 RECORD, BUFFERS = "conversion.json", "buffers.safetensors"
+AUTOENCODER = "autoencoder"
 
 
 def write_parameters(folder: pathlib.Path, parameters: Parameters) -> None:
@@ -75,6 +78,12 @@ def read_record(folder: pathlib.Path) -> Record:
     return Record(stored["dtypes"], {key: np.array(buffers[key]) for key in buffers})
 
 
+def autoencoder_name(folder: str | pathlib.Path) -> str:
+    """The published name of the autoencoder whose converted weights a folder holds; "" if it holds none."""
+    record = pathlib.Path(folder) / RECORD
+    return json.loads(record.read_text()).get(AUTOENCODER, "") if record.is_file() else ""
+
+
 @dataclasses.dataclass(frozen=True)
 class StoredLeaf:
     """An array on disk, which `np.asarray` reads each time anew."""
@@ -112,3 +121,12 @@ def stored_parameters(folder: pathlib.Path, abstract: Parameters) -> Parameters:
     for path, shape in wanted.items():
         insert(parameters, path, StoredLeaf(folder, path, shape))
     return parameters
+
+
+def read_parameters(folder: pathlib.Path, abstract: Parameters) -> Parameters:
+    """The parameters of one item of a checkpoint, float32 NumPy arrays; errors as in `stored_parameters`."""
+    stored_parameters(folder, abstract)
+    as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32), abstract)
+    wanted = ocp.args.PyTreeRestore(jax.tree.map(lambda _: 0, abstract), restore_args=as_arrays)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore(folder.absolute(), args=wanted)

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from ucgm_jax.autoencoders import names, weights
+from ucgm_jax.autoencoders.normalisation import Normalisation
 from ucgm_jax.config import Settings
 from ucgm_jax.data import statistics
 from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.training import sharding
 
 Array = jax.Array
 Tree = Any
@@ -35,14 +37,22 @@ def pixels(parameters: Tree, x: Array) -> Array:
     return jnp.clip((x + 1) / 2, 0.0, 1.0)
 
 
-def decoder(settings: Settings, weights_path: str, statistics_path: str) -> tuple[Decode, Tree]:
+def decoder(
+    settings: Settings,
+    weights_path: str = "",
+    statistics_path: str = "",
+    known: Normalisation | None = None,
+    key: str = "--autoencoder-weights",
+) -> tuple[Decode, Tree]:
     """What turns a network's samples into images, and its parameters on the host.
 
     Args:
       settings: of the model; data other than latents need no decoder.
-      weights_path: the autoencoder's weights, a file or folder.
-      statistics_path: mean and std of the latents; "" takes data.statistics, or the file in data.path. Not needed for
-        autoencoders with a normalisation of their own.
+      weights_path: the autoencoder's weights, a file or folder; "" takes autoencoder.weights.
+      statistics_path: mean and std of the latents; "" takes `known`, else the autoencoder's own, else data.statistics,
+        else the file in data.path.
+      known: the normalisation that the model was trained with, where its checkpoint says it.
+      key: of the flag or setting that names the weights, for messages.
 
     Raises:
       UserError: weights or statistics are missing, or the autoencoder does not fit the network.
@@ -55,15 +65,39 @@ def decoder(settings: Settings, weights_path: str, statistics_path: str) -> tupl
             f"autoencoder.name={autoencoder.name!r}: has latents of {autoencoder.channels} channels, "
             f"the network's have {settings.data.channels}"
         )
+    weights_path = weights_path or settings.autoencoder.weights
     if autoencoder.family != "identity" and not weights_path:
-        raise UserError(f"--autoencoder-weights: must be given for {autoencoder.name}")
-    known = None
-    if autoencoder.fixed_normalisation is None:
-        known = statistics.load(_statistics_file(settings, statistics_path))
-    with user_errors("--statistics: "):
-        normalisation = autoencoder.normalisation(known)
-    parameters = weights.load(autoencoder, weights_path, "--autoencoder-weights")
+        raise UserError(f"{key}: must be given for {autoencoder.name}, to make images of its latents")
+    normalisation = None if statistics_path else known
+    if normalisation is None:
+        found = None
+        if autoencoder.fixed_normalisation is None:
+            found = statistics.load(_statistics_file(settings, statistics_path))
+        with user_errors("--statistics: "):
+            normalisation = autoencoder.normalisation(found)
+    parameters = weights.load(autoencoder, weights_path, key)
     return lambda parameters, x: autoencoder.decode(parameters, normalisation.invert(x)), parameters
+
+
+def with_images(
+    settings: Settings, mesh: jax.sharding.Mesh, **options: Any
+) -> tuple[Callable[[Tree, Array], Tree] | None, Tree]:
+    """The two last arguments of a `generate.Generator` that decodes latents.
+
+    Args:
+      settings: of the model.
+      mesh: that it runs on.
+      **options: of `decoder`, whose errors it raises.
+
+    Returns:
+      (parameters, samples x) -> {"x": x, "images": (B, H, W, 3) uint8}, and the parameters on the mesh; (None, None)
+      where the data are no latents, so that samples stay as they are.
+    """
+    if settings.data.name != "latents":
+        return None, None
+    decode, parameters = decoder(settings, **options)
+    produce = lambda parameters, x: {"x": x, "images": to_uint8(decode(parameters, x), "nearest")}
+    return produce, jax.device_put(parameters, sharding.replicated(mesh))
 
 
 def _statistics_file(settings: Settings, given: str) -> pathlib.Path:

@@ -40,8 +40,13 @@ def density(points: np.ndarray, bins: int = 128, extent: float = 2.5) -> np.ndar
     return np.stack([picture] * 3, axis=-1)
 
 
-def picture(x: np.ndarray, columns: int) -> np.ndarray:
-    """Samples (N, H, W, C) as one RGB array: a grid of images, or for single pixels a density."""
+def picture(x: np.ndarray | dict[str, np.ndarray], columns: int) -> np.ndarray:
+    """Samples (N, H, W, C) as one RGB array: a grid of images, or for single pixels a density.
+
+    Of samples with their decoded "images" (`outputs.with_images`), a grid of these.
+    """
+    if isinstance(x, dict):
+        return grid(x["images"], columns)
     return density(x.reshape(len(x), -1)) if x.shape[1] == 1 else grid(to_uint8(x), columns)
 
 

@@ -107,7 +107,9 @@ def prepare(
         raise UserError(f"--save={given.save}: {settings.data.name} has points, no images; only features can be saved")
     if "features" in formats and metrics == ("none",):
         raise UserError("--save=features: needs --metrics, which decides on the features")
-    decode, decode_parameters = outputs.decoder(settings, given.autoencoder_weights, given.statistics)
+    decode, decode_parameters = outputs.decoder(
+        settings, given.autoencoder_weights, given.statistics, found.normalisation
+    )
     judge, measured = _judge(given, settings, metrics, labels, mesh)
     keep_x, whole = metrics == ("pixels",), sharding.replicated(mesh)
 

@@ -6,6 +6,7 @@ A work folder holds `checkpoints/STEP/`, and each of these the items
     progress                              arrays: step, target_decay, bad_steps
     data                                  JSON: the position of the data pipeline
     config                                JSON: the run's config
+    latents                               JSON: the normalisation of the data, where these are latents
 
 so that a sampler reads the evaluation average without the rest. A step's folder gets its name only once everything in
 it is written, and an older one is removed only after that.
@@ -26,6 +27,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from ucgm_jax import config as config_module
+from ucgm_jax.autoencoders.normalisation import Normalisation
 from ucgm_jax.config import Settings
 from ucgm_jax.errors import UserError, user_errors
 from ucgm_jax.networks import names
@@ -51,9 +53,11 @@ class Checkpoints:
     Args:
       workdir: the work folder; `checkpoints/` is made in it.
       keep: how many to keep, the newest.
+      normalisation: of the data, where these are latents: kept, so that decoding samples does not need the data set.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int):
+    def __init__(self, workdir: pathlib.Path, keep: int, normalisation: Normalisation | None = None):
+        self._latents = {"latents": dataclasses.asdict(normalisation)} if normalisation else {}
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(pathlib.Path(workdir).absolute() / "checkpoints", options=options)
 
@@ -70,6 +74,7 @@ class Checkpoints:
                 **arrays,
                 data=ocp.args.JsonSave({"position": position}),
                 config=ocp.args.JsonSave(config_to_json(config)),
+                **{name: ocp.args.JsonSave(item) for name, item in self._latents.items()},
             ),
             force=True,
         )
@@ -108,11 +113,13 @@ class Found:
       folder: of one step.
       step: its number.
       settings: of the run that wrote it.
+      normalisation: of the latents that it was trained on; None for other data, and for converted weights.
     """
 
     folder: pathlib.Path
     step: int
     settings: Settings
+    normalisation: Normalisation | None = None
 
 
 def find(folder: str | pathlib.Path, key: str = "--checkpoint") -> Found:
@@ -132,8 +139,14 @@ def find(folder: str | pathlib.Path, key: str = "--checkpoint") -> Found:
         raise UserError(f"{key}={folder}: holds no checkpoint of ucgm_jax (a work folder, or one step of it)")
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         stored = reader.restore(candidate / "config")
+        latents = reader.restore(candidate / "latents") if (candidate / "latents").is_dir() else None
     settings = config_module.build(ml_collections.ConfigDict(stored))
-    return Found(candidate, int(candidate.name) if candidate.name.isdecimal() else 0, settings)
+    step = int(candidate.name) if candidate.name.isdecimal() else 0
+    return Found(candidate, step, settings, None if latents is None else _normalisation(latents))
+
+
+def _normalisation(stored: dict[str, Any]) -> Normalisation:
+    return Normalisation(tuple(stored["mean"]), tuple(stored["std"]), stored["multiplier"])
 
 
 def read_weights(found: Found, abstract: Tree, shardings: Tree, item: str = "ema") -> Tree:

@@ -19,7 +19,7 @@ from ucgm_jax import hosts
 from ucgm_jax.config import Settings
 from ucgm_jax.data import pipeline, sources
 from ucgm_jax.errors import RunError, UserError, user_errors
-from ucgm_jax.evaluation import during, pictures
+from ucgm_jax.evaluation import during, outputs, pictures
 from ucgm_jax.evaluation.generate import Generator, balanced_labels
 from ucgm_jax.method import transports
 from ucgm_jax.networks import flops, names
@@ -39,7 +39,7 @@ MAY_CHANGE = ("train.steps", "train.log_every", "train.checkpoint_every", "train
               "train.evaluate_samples", "train.keep_checkpoints", "train.max_bad_steps", "train.profile_",
               "train.gradient_accumulation", "mesh.", "data.read_threads", "data.prefetch", "data.statistics",
               "data.verify_checksums", "evaluation.",
-              "data.path", "sampler.", "guidance.", "expected.")  # fmt: skip
+              "data.path", "autoencoder.", "sampler.", "guidance.", "expected.")  # fmt: skip
 
 
 class BadSteps(RunError):
@@ -98,6 +98,8 @@ class Run:
     Attributes:
       settings, config: of the run.
       mesh, source, network, optimizer: as the settings name them.
+      normalisation: of the data, where these are latents; None otherwise.
+      images: what makes pictures of samples of latents, and its parameters; see `outputs.with_images`.
       abstract, shardings: shapes of the state and where its parts live.
     """
 
@@ -122,6 +124,10 @@ class Run:
                 "U-Nets are split over data and fsdp"
             )
         during.check(settings, self.source)
+        self.normalisation = getattr(self.source, "normalisation", None)
+        self.images = (None, None)
+        if settings.train.sample_every:
+            self.images = outputs.with_images(settings, self.mesh, known=self.normalisation, key="autoencoder.weights")
         self._init_from = self._find(settings.train.init_from, "train.init_from")
         if settings.train.init_optimizer and not self._init_from:
             raise UserError("train.init_optimizer=True: needs train.init_from")
@@ -204,7 +210,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Tra
     begun = hosts.agree("begun" if (workdir / "checkpoints").is_dir() else "")
     state, position = None if begun else run.start(), 0
     begin_work_folder(workdir, run.config)
-    saved = Checkpoints(workdir, settings.train.keep_checkpoints)
+    saved = Checkpoints(workdir, settings.train.keep_checkpoints, run.normalisation)
     latest = saved.latest_step()
     if latest is not None:
         state, position = saved.restore(latest, run.abstract, run.shardings)
@@ -331,6 +337,7 @@ def _sample_grid(run: Run):
         run.settings.guidance,
         run.mesh,
         -(-count // parts) * parts,
+        *run.images,
     )
     labels = balanced_labels(count, classes)
 
