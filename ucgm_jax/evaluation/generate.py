@@ -15,7 +15,7 @@ from ucgm_jax.errors import user_errors
 from ucgm_jax.method import guidance, sampler, transports
 from ucgm_jax.method.sampler import SamplerSettings
 from ucgm_jax.networks.names import Network
-from ucgm_jax.training import sharding
+from ucgm_jax.training import placement, sharding
 
 Tree = Any
 
@@ -59,6 +59,7 @@ class Generator:
         with user_errors("sampler."):
             self._rows = sampler.coefficients(settings, transport)
         self._network, self._settings, self._guided, self._mesh = network, settings, guided, mesh
+        self._placed = placement.placed(network, mesh)
         self.batch_size = batch_size
         self.nfe = nfe(settings, guided, transport)
         split = sharding.batch_sharding(mesh)
@@ -69,13 +70,25 @@ class Generator:
     def _sample(self, parameters: Tree, rows, scale, interval, seed, labels, indices) -> jax.Array:
         keys = sample_keys(seed, indices)
         noise = jax.vmap(lambda key: jax.random.normal(key, self._network.shape))(keys)
-        network = self._network.bind(parameters)
+        network = self._placed.bind(parameters)
         if self._guided.is_on:
             network = guidance.guided(
                 network, scale, interval, self._network.null_label, channels=self._network.guided_channels
             )
         fresh = sampler.per_step_noise(keys, noise) if self._settings.is_stochastic else None
         return sampler.integrate(rows, network, noise, labels, fresh, order=self._settings.order)[0]
+
+    def _settings_arrays(self) -> tuple:
+        """What of the settings is an argument of the compiled function: coefficients, guidance scale and interval."""
+        rows = jax.tree.map(jnp.asarray, jax.tree.map(_float32, self._rows))
+        return rows, jnp.float32(self._guided.scale), jnp.asarray(self._guided.interval, jnp.float32)
+
+    def trace(self, parameters: Tree):
+        """The function of one batch, traced for parameters that may be shapes, to be lowered and compiled."""
+        split, size = sharding.batch_sharding(self._mesh), (self.batch_size,)
+        batch = [jax.ShapeDtypeStruct(size, dtype, sharding=split) for dtype in (jnp.int32, jnp.uint32)]
+        seed = jax.ShapeDtypeStruct((), jnp.uint32)
+        return self._run.trace(parameters, *jax.eval_shape(self._settings_arrays), seed, *batch)
 
     def __call__(
         self,
@@ -99,15 +112,14 @@ class Generator:
           (N, H, W, C) float32 on the host.
         """
         results, size = [], self.batch_size
-        rows = jax.tree.map(jnp.asarray, jax.tree.map(_float32, self._rows))
-        scale, interval = jnp.float32(self._guided.scale), jnp.asarray(self._guided.interval, jnp.float32)
+        settings = self._settings_arrays()
         split = sharding.batch_sharding(self._mesh)
         for start in range(0, len(labels), size):
             some = np.asarray(labels[start : start + size], np.int32)
             padded = np.pad(some, (0, size - len(some)), mode="edge")
             indices = np.arange(first_index + start, first_index + start + size, dtype=np.uint32)
             batch = [jax.make_array_from_callback(a.shape, split, a.__getitem__) for a in (padded, indices)]
-            x = self._run(parameters, rows, scale, interval, jnp.uint32(seed), *batch)
+            x = self._run(parameters, *settings, jnp.uint32(seed), *batch)
             results.append(_on_host(x)[: len(some)])
             if progress is not None:
                 progress(start + len(some))

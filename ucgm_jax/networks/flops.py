@@ -1,0 +1,60 @@
+"""Floating-point operations of a network, counted from what it computes: 2 for each multiply-add of its products.
+
+Matrix products and convolutions are counted wherever they stand, those in a loop over blocks once for each block;
+everything else (norms, activations, softmax) is left out, as is usual for model FLOP/s.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ucgm_jax.networks.names import Network
+
+
+def forward_flops(network: Network) -> int:
+    """Operations of one forward pass of one example, by tracing it; nothing is computed."""
+    batch = lambda shape, dtype: jax.ShapeDtypeStruct((1, *shape), dtype)
+    traced = jax.make_jaxpr(network.apply)(
+        network.abstract_parameters, batch(network.shape, jnp.float32), batch((), jnp.float32), batch((), jnp.int32)
+    )
+    return count(traced.jaxpr)
+
+
+def count(jaxpr: Any) -> int:
+    """Operations of the products in a jaxpr and in those inside it.
+
+    Of a conditional the most expensive branch counts; of a loop without a known length, one turn.
+    """
+    total = 0
+    for equation in jaxpr.eqns:
+        name, parameters = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = parameters["dimension_numbers"]
+            left, out = equation.invars[0].aval, equation.outvars[0].aval
+            total += 2 * out.size * math.prod(left.shape[axis] for axis in contracted)
+        elif name == "conv_general_dilated":
+            kernel, out = equation.invars[1].aval, equation.outvars[0].aval
+            outputs = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
+            total += 2 * out.size * (kernel.size // outputs)
+        elif name == "cond":
+            total += max(count(branch.jaxpr) for branch in parameters["branches"])
+        else:
+            turns = parameters["length"] if name == "scan" else 1
+            total += turns * sum(count(inner) for inner in _inside(parameters))
+    return total
+
+
+def _inside(parameters: dict[str, Any]) -> list[Any]:
+    """The jaxprs among an equation's parameters."""
+    found = []
+    for name, value in parameters.items():
+        if name in ("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd"):  # derivatives of custom functions
+            continue
+        value = getattr(value, "jaxpr", value)
+        if hasattr(value, "eqns"):
+            found.append(value)
+    return found
