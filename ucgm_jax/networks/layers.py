@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ucgm_jax.networks.functional import current_placement
+
 Array = jax.Array
 XAVIER = nnx.initializers.xavier_uniform()
 SMALL_NORMAL = nnx.initializers.normal(0.02)
@@ -283,10 +285,20 @@ def run_stack(blocks: nnx.Module, x: Array, *inputs: Any, remat: str, unroll: in
       unroll: modules per iteration; more compile longer and may run faster.
     """
     graph, parameters = nnx.split(blocks)
+    placement, policy = current_placement(), REMATERIALISATION[remat]
 
     def body(x: Array, one: Any) -> tuple[Array, None]:
+        if placement is not None:
+            one, x = nnx.State(placement.weights(nnx.to_pure_dict(one))), placement.activations(x)
         return nnx.merge(graph, one)(x, *inputs).astype(x.dtype), None
 
-    if remat != "none":
-        body = jax.checkpoint(body, policy=REMATERIALISATION[remat], prevent_cse=False)
+    if placement is not None and remat == "none":
+        # Otherwise every block's gathered weights would wait for the backward pass.
+        policy = _all_but_placed
+    if policy is not None:
+        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     return jax.lax.scan(body, x, parameters, unroll=unroll)[0]
+
+
+def _all_but_placed(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name != "sharding_constraint"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ucgm_jax.networks import convolutions, edm2, layers, transformer, unet
 from ucgm_jax.networks.convolutions import UNetSettings
-from ucgm_jax.networks.functional import Functional, Parameters
+from ucgm_jax.networks.functional import Functional, Parameters, Placement, placing
 
 # hidden size, depth, heads
 TRANSFORMER_SIZES = {
@@ -81,6 +81,8 @@ class Network(Functional):
       dropout: whether the module takes a dropout key as its fourth argument.
       after_update: what training applies to the parameters after each update, and once to those that it starts from;
         None for nothing.
+      stacks: names of the parameters that are blocks stacked along a leading axis, used one at a time.
+      placement: what is done to weights and activations where they are used; None for nothing.
     """
 
     name: str
@@ -91,6 +93,8 @@ class Network(Functional):
     guided_channels: int | None = None
     dropout: bool = False
     after_update: Callable[[Parameters], Parameters] | None = None
+    stacks: tuple[str, ...] = ()
+    placement: Placement | None = None
 
     @property
     def null_label(self) -> int:
@@ -106,8 +110,14 @@ class Network(Functional):
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """F(x, t, labels) for x (B, H, W, C), t (B,), labels (B,) int; dropout only where a key is given."""
+        if self.placement is not None:
+            stacked = {name: parameters[name] for name in self.stacks}
+            single = {name: value for name, value in parameters.items() if name not in stacked}
+            parameters = self.placement.weights(single) | stacked
+            x, t, labels = map(self.placement.activations, (x, t, labels))
         module = self.module(parameters)
-        return module(x, t, labels, dropout_key) if self.dropout else module(x, t, labels)
+        with placing(self.placement):
+            return module(x, t, labels, dropout_key) if self.dropout else module(x, t, labels)
 
     def bind(self, parameters: Parameters, dropout_key: jax.Array | None = None) -> Callable:
         """The network callable (x, t, labels) -> F of these parameters."""
@@ -176,6 +186,7 @@ def _transformer(settings: NetworkSettings, family: str, size: str, patch: int, 
         family=family,
         options=options,
         guided_channels=3 if family == "LightningDiT" else None,
+        stacks=("encoder", "decoder") if family == "DDT" else ("blocks",),
     )
 
 

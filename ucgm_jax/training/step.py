@@ -14,7 +14,7 @@ from ucgm_jax.config import Settings
 from ucgm_jax.method import objective, times, transports
 from ucgm_jax.method.transports import Transport
 from ucgm_jax.networks.names import Network
-from ucgm_jax.training import ema, sharding
+from ucgm_jax.training import ema, placement, sharding
 from ucgm_jax.training.optimizers import learning_rate_schedule
 from ucgm_jax.training.state import TrainState
 
@@ -187,6 +187,7 @@ def compile_step(
     state_shardings: TrainState,
 ) -> Callable[[TrainState, Metrics], tuple[TrainState, Metrics]]:
     """The jitted training step: sharded over the mesh, its state donated."""
+    network = placement.placed(network, mesh)
     return jax.jit(
         lambda state, batch: train_step(settings, network, optimizer, state, batch, mesh),
         in_shardings=(state_shardings, sharding.batch_sharding(mesh)),

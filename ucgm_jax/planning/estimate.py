@@ -1,0 +1,128 @@
+"""A roofline estimate of the time of one run of a compiled program, and the table that is printed of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ucgm_jax.planning.chips import GIB, Chip
+from ucgm_jax.planning.program import Compiled
+
+ASSUMPTIONS = (
+    "matrix products at the chip's peak bfloat16 rate",
+    "every byte of state and of temporaries is read once and written once, at the full memory bandwidth",
+    "collectives as rings over all links at once, at the full interconnect bandwidth; no latency",
+    "between 'overlapped' (the slowest of the three alone) and 'in turn' (their sum); a real run is between or above",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Seconds of one run by what they are spent on, and what they make of the peak.
+
+    Attributes:
+      compute, memory, interconnect: seconds of each alone.
+      overlapped, in_turn: the largest of them, and their sum.
+      mfu_overlapped, mfu_in_turn: model FLOP/s as a share of the peak, for each.
+    """
+
+    compute: float
+    memory: float
+    interconnect: float
+    overlapped: float
+    in_turn: float
+    mfu_overlapped: float
+    mfu_in_turn: float
+
+
+def roofline(compiled: Compiled, chip: Chip, chips: int) -> Estimate:
+    """See `ASSUMPTIONS`."""
+    compute = compiled.hardware_flops / chips / chip.flops
+    memory = 2 * sum(compiled.memory.values()) / chip.bandwidth
+    interconnect = sum(one.count * one.wire_bytes for one in compiled.collectives) / chip.interconnect
+    parts = (compute, memory, interconnect)
+    ideal = compiled.model_flops / chips / chip.flops
+    return Estimate(*parts, max(parts), sum(parts), ideal / max(parts), ideal / sum(parts))
+
+
+def collective_table(compiled: Compiled) -> list[dict[str, Any]]:
+    """Collectives by kind and mesh axes: how many of them run, and the bytes of their arrays and on the wire."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in compiled.collectives:
+        empty = {"kind": one.kind, "axes": one.axes, "count": 0, "bytes": 0, "wire_bytes": 0.0, "largest": 0}
+        row = rows.setdefault((one.kind, one.axes), empty)
+        row["count"] += one.count
+        row["bytes"] += one.count * one.bytes
+        row["wire_bytes"] += one.count * one.wire_bytes
+        row["largest"] = max(row["largest"], one.bytes)
+    return sorted(rows.values(), key=lambda row: -row["wire_bytes"])
+
+
+def report(name: str, topology: str, chips: int, chip: Chip, compiled: Compiled) -> dict[str, Any]:
+    """Everything as JSON values."""
+    result = {
+        "program": name,
+        "topology": topology,
+        "chips": chips,
+        "chip": dataclasses.asdict(chip),
+        "mesh": compiled.mesh,
+        "batch_size": compiled.batch_size,
+        "remat": compiled.remat,
+        "fits": compiled.fits,
+        "refusal": compiled.refusal,
+        "memory_bytes_per_chip": compiled.memory,
+        "free_share": round(compiled.free, 4),
+        "model_flops": compiled.model_flops,
+        "hardware_flops": compiled.hardware_flops,
+        "compile_seconds": round(compiled.seconds, 1),
+        "compile_cpu_seconds": round(compiled.cpu_seconds, 1),
+    }
+    if compiled.fits:
+        result |= {
+            "collectives": collective_table(compiled),
+            "largest_collectives": [dataclasses.asdict(one) for one in compiled.collectives[:12]],
+            "estimate_seconds": dataclasses.asdict(roofline(compiled, chip, chips)),
+            "assumptions": ASSUMPTIONS,
+        }
+    return result
+
+
+def text(result: dict[str, Any]) -> str:
+    """A report for people to read."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
+    lines = [
+        f"{result['program']} on {result['topology']}: {result['chips']} chips {result['chip']['kind']}, mesh {mesh}, "
+        f"batch {result['batch_size']}, remat {result['remat']}",
+        f"compiled in {result['compile_seconds']} s ({result['compile_cpu_seconds']} s of processor time)",
+        "",
+        "bytes per chip        GiB",
+    ]
+    memory = result["memory_bytes_per_chip"]
+    lines += [f"  {kind:16}{size / GIB:9.3f}" for kind, size in memory.items()]
+    if not result["fits"]:
+        return "\n".join([*lines, "", f"does not fit: {result['refusal']}"])
+    total, capacity = sum(memory.values()) / GIB, result["chip"]["memory"] / GIB
+    lines += [
+        f"  {'total':16}{total:9.3f}  of {capacity:.0f}: fits, {result['free_share']:.0%} free",
+        "",
+        f"floating-point work: {result['model_flops'] / 1e12:.1f} TFLOP of the model, "
+        f"{result['hardware_flops'] / 1e12:.1f} with what is computed again",
+        "",
+        f"{'collective':20}{'mesh axes':14}{'count':>7}{'GB':>10}{'GB sent/chip':>14}{'largest MB':>12}",
+    ]
+    lines += [
+        f"{row['kind']:20}{row['axes']:14}{row['count']:7}{row['bytes'] / 1e9:10.3f}{row['wire_bytes'] / 1e9:14.3f}"
+        f"{row['largest'] / 1e6:12.2f}"
+        for row in result["collectives"]
+    ]
+    seconds = result["estimate_seconds"]
+    lines += [
+        "",
+        f"estimate: compute {1e3 * seconds['compute']:.1f} ms, memory {1e3 * seconds['memory']:.1f} ms, "
+        f"interconnect {1e3 * seconds['interconnect']:.1f} ms",
+        f"  overlapped {1e3 * seconds['overlapped']:.1f} ms (MFU {seconds['mfu_overlapped']:.0%}), "
+        f"in turn {1e3 * seconds['in_turn']:.1f} ms (MFU {seconds['mfu_in_turn']:.0%})",
+        "assuming",
+        *(f"  {assumption}" for assumption in result["assumptions"]),
+    ]
+    return "\n".join(lines)

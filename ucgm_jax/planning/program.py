@@ -1,0 +1,175 @@
+"""The training step or the sampler of a config, compiled for described chips, and what there is to know of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ucgm_jax.config import MeshSettings, Settings
+from ucgm_jax.data import sources
+from ucgm_jax.errors import user_errors
+from ucgm_jax.evaluation.generate import Generator
+from ucgm_jax.method import transports
+from ucgm_jax.networks import flops, names
+from ucgm_jax.networks.names import Network
+from ucgm_jax.planning import collectives
+from ucgm_jax.planning.chips import Chip
+from ucgm_jax.training import optimizers, sharding
+from ucgm_jax.training import state as state_module
+from ucgm_jax.training.step import compile_step
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of one program.
+
+    Attributes:
+      mesh: size of each axis.
+      batch_size: over all chips.
+      remat: what the backward pass keeps.
+      memory: bytes per chip by kind.
+      fits: whether it runs in the chip's memory.
+      refusal: what the compiler said, where it does not fit.
+      free: share of the chip's memory that is left; negative where it does not fit.
+      model_flops: per run over all chips, without what is computed again.
+      hardware_flops: with it.
+      collectives: of one run.
+      seconds: of compiling, on the clock; cpu_seconds: of this process.
+    """
+
+    mesh: dict[str, int]
+    batch_size: int
+    remat: str
+    memory: dict[str, int]
+    fits: bool
+    refusal: str
+    free: float
+    model_flops: float
+    hardware_flops: float
+    collectives: list[collectives.Collective]
+    seconds: float
+    cpu_seconds: float
+
+
+def build_network(settings: Settings) -> Network:
+    """The config's network. The data set is only opened where the config does not say what its examples are."""
+    data = settings.data
+    shape, classes = (data.size, data.size, data.channels), data.num_classes
+    if not (data.size and data.channels and data.num_classes):
+        source = sources.build(data)
+        shape, classes = source.shape, source.num_classes
+    with user_errors():
+        return names.build(settings.network, shape, classes)
+
+
+def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) -> Compiled:
+    """Compiles the training step on the config's mesh of these (described) chips.
+
+    Raises:
+      UserError: the mesh or the batch does not go with the number of chips.
+    """
+    mesh = described_mesh(settings.mesh, devices)
+    sharding.check_batch(settings.train.batch_size, mesh)
+    network, optimizer = build_network(settings), optimizers.build(settings.optimizer)
+    state = state_module.abstract(network, optimizer, settings.objective)
+    placed = state_module.shardings(state, optimizer, mesh)
+    split = sharding.batch_sharding(mesh)
+    batch = _batch(network, settings.train.batch_size)
+    step = compile_step(settings, network, optimizer, mesh, placed)
+    memory = {
+        name: sharding.bytes_per_device(getattr(state, name), getattr(placed, name))
+        for name in ("parameters", "optimizer", "ema", "target")
+        if getattr(state, name) is not None
+    }
+    memory["batch"] = sharding.bytes_per_device(batch, jax.tree.map(lambda _: split, batch))
+    start = time.monotonic(), time.process_time()
+    traced = step.trace(_at(state, placed), _at(batch, jax.tree.map(lambda _: split, batch)))
+    computed = float(flops.count(traced.jaxpr.jaxpr))
+    model = computed if settings.network.remat == "none" else _without_remat(settings, optimizer, state, batch)
+    return _compile(settings, chip, mesh, settings.train.batch_size, traced.lower(), memory, model, computed, start)
+
+
+def compile_sampler(settings: Settings, chip: Chip, devices: list[jax.Device], batch_size: int) -> Compiled:
+    """Compiles the sampler, weights whole on every chip, as `python -m ucgm_jax.sample` runs it."""
+    mesh = described_mesh(settings.mesh, devices)
+    network = build_network(settings)
+    generator = Generator(
+        network, transports.get(settings.transport), settings.sampler, settings.guidance, mesh, batch_size
+    )
+    whole = jax.tree.map(lambda _: sharding.replicated(mesh), network.abstract_parameters)
+    memory = {"parameters": sharding.bytes_per_device(network.abstract_parameters, whole)}
+    model = float(flops.forward_flops(network)) * generator.nfe * batch_size
+    start = time.monotonic(), time.process_time()
+    lowered = generator.trace(_at(network.abstract_parameters, whole)).lower()
+    return _compile(settings, chip, mesh, batch_size, lowered, memory, model, model, start)
+
+
+def described_mesh(settings: MeshSettings, devices: list[jax.Device]) -> Mesh:
+    """The config's mesh over devices that need not be there, in the order that suits their grid."""
+    return sharding.make_mesh(settings, devices)
+
+
+def _compile(settings, chip, mesh, batch_size, lowered, memory, model, computed, start) -> Compiled:
+    found, refusal, fits, free = [], "", True, 0.0
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        refusal, fits = _refusal(str(error)), False
+        needed = re.search(r"(?:Used|temporaries \()\s*([\d.]+)G", refusal)
+        free = 1 - float(needed[1]) * 2**30 / chip.memory if needed else -1.0
+    seconds = time.monotonic() - start[0], time.process_time() - start[1]
+    if fits:
+        stats = compiled.memory_analysis()
+        memory |= {
+            "temporaries": stats.temp_size_in_bytes,
+            "results": stats.output_size_in_bytes - stats.alias_size_in_bytes,
+            "program": stats.generated_code_size_in_bytes,
+        }
+        arguments = stats.argument_size_in_bytes
+        used = arguments + sum(memory[name] for name in ("temporaries", "results", "program"))
+        # The compiler pads what it stores; the parts above are without it.
+        memory["padding"] = max(0, used - sum(memory.values()))
+        free = 1 - used / chip.memory
+        fits = free >= 0
+        found = collectives.read(compiled.as_text(), dict(mesh.shape))
+    return Compiled(
+        dict(mesh.shape), batch_size, settings.network.remat, memory, fits, refusal, free, model, computed, found, *seconds
+    )  # fmt: skip
+
+
+def _refusal(message: str) -> str:
+    """The sentences of a compiler's refusal that have the numbers in them."""
+    sentences = re.split(r"(?<=[.:])\s+", " ".join(message.split()))
+    return " ".join(one for one in sentences if re.search(r"\d[\d.]*[GMK]", one))[:400] or message[:400]
+
+
+def _without_remat(settings: Settings, optimizer: Any, state: Tree, batch: Tree) -> float:
+    """Operations of the step where nothing is computed twice."""
+    plain = dataclasses.replace(settings, network=dataclasses.replace(settings.network, remat="none"))
+    from ucgm_jax.training.step import train_step
+
+    network = build_network(plain)
+    traced = jax.make_jaxpr(lambda state, batch: train_step(plain, network, optimizer, state, batch))(state, batch)
+    return float(flops.count(traced.jaxpr))
+
+
+def _batch(network: Network, size: int) -> Tree:
+    return {
+        "x": jax.ShapeDtypeStruct((size, *network.shape), jnp.float32),
+        "label": jax.ShapeDtypeStruct((size,), np.int32),
+    }
+
+
+def _at(abstract: Tree, shardings: Tree) -> Tree:
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
