@@ -143,8 +143,9 @@ def _compile(settings, chip, mesh, batch_size, lowered, memory, model, computed,
         free = 1 - used / chip.memory
         fits = free >= 0
         found = collectives.read(compiled.as_text(), dict(mesh.shape))
+    work = (model, computed, found)
     return Compiled(
-        dict(mesh.shape), batch_size, settings.network.remat, memory, fits, refusal, free, model, computed, found, *seconds
+        dict(mesh.shape), batch_size, settings.network.remat, memory, fits, refusal, free, *work, *seconds
     )  # fmt: skip
 
 
