@@ -83,6 +83,7 @@ def run(evaluation: Any, out: pathlib.Path) -> dict[str, Any]:
         store.write(start, indices, batch.get("images"), evaluation.judge.features(batch))
         done += size(start)
         show(done)
+    progress.show(done)
     progress.close()
     seconds = time.monotonic() - begun
     store.finish(starts, evaluation.judge.feature)
@@ -103,6 +104,7 @@ def main(argv: list[str], devices: list[Any] | None = None) -> int:
     given = parser().parse_args(rest)
     from ucgm_jax.evaluation import prepare, report
 
+    errors.set_up_logging()
     evaluation = prepare.prepare(given, config_arguments, devices)
     print(evaluation.describe(), file=sys.stderr)
     results = run(evaluation, pathlib.Path(given.out))
