@@ -1,8 +1,8 @@
 """Twenty kills of a training run on two processes: python -m benchmarks.kills
 
-Starts a small run on two processes of this machine, kills either of them (SIGKILL) at a random step, waits for the other
-to end by itself, and starts both again, over and over; then trains on to the end, and once more without any kill. It
-checks that
+Starts a small run on two processes of this machine, kills either of them (SIGKILL) at a random step, waits for the
+other to end by itself, and starts both again, over and over; then trains on to the end, and once more without any kill.
+It checks that
 
     every start goes on from the newest whole checkpoint, and no checkpoint is ever lost,
     steps that are done again have the same loss, bit for bit, and the same examples,
