@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU pod: runs one command on every host of it, and again for as long as the run is preempted.
 #
-#   launch/tpu_pod.sh [--dry-run] NAME ZONE -- --config=configs/... --workdir=gs://... [--config.key=value ...]
+#   launch/tpu_pod.sh [--dry-run] NAME ZONE -- --config=configs/... --workdir=/shared/run [--config.key=value ...]
 #
-# NAME and ZONE are the TPU's; the checkout has to lie in ~/ucgm_jax on every host (UCGM_CHECKOUT names another place).
+# NAME and ZONE are the TPU's; the checkout has to lie in ~/ucgm_jax on every host (or in UCGM_CHECKOUT), and
+# --workdir on a file system that all hosts share.
 # --dry-run prints the commands and starts nothing. See docs/many_hosts.md.
 set -euo pipefail
 

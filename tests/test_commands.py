@@ -16,7 +16,8 @@ from ucgm_jax.training import loop
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
-    loop.train(small_config(train__steps=8, train__sample_every=8, optimizer__learning_rate=1e-2), folder)
+    changes = {"train__profile_from": 2, "train__profile_steps": 1, "optimizer__learning_rate": 1e-2}
+    loop.train(small_config(train__steps=8, train__sample_every=8, **changes), folder)
     return folder
 
 
@@ -99,7 +100,12 @@ def test_mistakes_in_sampling(arguments, message, workdir, tmp_path, monkeypatch
 def test_training_leaves_metrics_events_and_pictures(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 9))
-    assert {"loss", "gradient_norm", "learning_rate", "non_finite_gradients", "steps_per_second"} <= lines[0].keys()
+    assert {"loss", "gradient_norm", "learning_rate", "non_finite_gradients"} <= lines[0].keys()
+    for line in lines:
+        seconds = line["input_seconds"] + line["device_seconds"]
+        assert [line["images_per_second"]] * 2 == pytest.approx([16 * line["steps_per_second"], 16 / seconds])
+        assert line["model_tflops_per_second"] > 0 and "mfu" not in line  # a CPU has no peak
+    assert any((workdir / "profile").rglob("*.xplane.pb"))
     assert any((workdir / "events").iterdir())
     assert Image.open(workdir / "samples" / "00000008.png").size[0] > 100
 

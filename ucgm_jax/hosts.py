@@ -1,4 +1,4 @@
-"""Runs on many hosts: who takes part, found from flags or the environment, and how all stop together.
+"""Runs on many hosts: who takes part, found from flags or the environment.
 
 Every host runs the same command, one process (or several) each. The processes find one another through a coordinator,
 an address of process 0. Where it is, how many processes there are and which of them this is come from the flags
@@ -14,19 +14,13 @@ an address of process 0. Where it is, how many processes there are and which of 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import itertools
 import os
 import re
-import signal
-import sys
-import threading
-import traceback
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from ucgm_jax.errors import RunError, UserError
+from ucgm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from ucgm_jax.config import Settings
@@ -36,18 +30,6 @@ PORT = 8476
 HEARTBEAT_SECONDS = 30
 # How long a host that is done waits for the others to be done as well.
 SHUTDOWN_SECONDS = 60
-# How long one host may take longer than another to start and compile.
-BARRIER_SECONDS = 3600
-
-
-class Preempted(RunError):
-    """The scheduler asked for the machine back; everything is saved and the same command goes on from there.
-
-    Exit code 75 is EX_TEMPFAIL of sysexits.h, "try again later". 143, what a process dies of that does not handle
-    SIGTERM, would not tell a run that saved from one that did not.
-    """
-
-    exit_code = 75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,106 +209,3 @@ def _local_devices(environment: Mapping[str, str], several: bool, name: str) -> 
 
 # A TPU pod on GKE is an indexed Job as well: what knows more comes first.
 _PROBES = (_tpu, _slurm, _open_mpi, _kubernetes)
-
-
-# --- what the processes of a run do together --------------------------------------------------------------------------
-
-
-class Preemption:
-    """Notices SIGTERM to any process of the run.
-
-    With several processes JAX's coordination service tells all of them, and names a step that none has passed yet; a
-    single process sets a flag. Use as a context around the steps.
-    """
-
-    def __init__(self):
-        self._asked = False
-
-    def reached(self, step: int) -> bool:
-        """Whether all processes are to save after this step and stop. To be asked after every step, by all."""
-        import jax
-
-        if not jax.distributed.is_initialized():
-            return self._asked
-        from jax.experimental import multihost_utils
-
-        return multihost_utils.reached_preemption_sync_point(step)
-
-    @contextlib.contextmanager
-    def watch(self) -> Iterator[Preemption]:
-        """Handles SIGTERM inside."""
-        import jax
-
-        # JAX handles the signal itself where it connects processes; Python has handlers in its main thread alone.
-        if jax.distributed.is_initialized() or threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_asked", True))
-        try:
-            yield self
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """Ends one of several processes at once when something unexpected fails inside.
-
-    The usual end of a program would wait for the other processes, which wait for this one in the middle of a step.
-    """
-    import jax
-
-    try:
-        yield
-    except (UserError, RunError):
-        raise
-    except BaseException:
-        if jax.process_count() == 1:
-            raise
-        traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
-
-
-def is_first() -> bool:
-    """Whether this is process 0, the one that writes what is not split over all."""
-    import jax
-
-    return jax.process_index() == 0
-
-
-_barriers = itertools.count()
-
-
-def barrier(name: str) -> None:
-    """Waits until every process is here, up to BARRIER_SECONDS.
-
-    Through the coordinator, not the devices: collectives of some backends give up after half a minute, and one process
-    may compile for longer than another.
-    """
-    import jax
-
-    if jax.process_count() == 1:
-        return
-    from orbax.checkpoint import multihost
-
-    everyone = set(range(jax.process_count()))
-    multihost.sync_global_processes(f"{name} {next(_barriers)}", timeout=BARRIER_SECONDS, processes=everyone)
-
-
-def agree(message: str) -> str:
-    """Process 0's message (1000 bytes of it), on every process."""
-    import jax
-
-    if jax.process_count() == 1:
-        return message
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    barrier("agree")
-    encoded = np.zeros(1000, np.uint8)
-    data = np.frombuffer(message.encode()[: len(encoded)], np.uint8)
-    encoded[: len(data)] = data
-    received: Any = multihost_utils.broadcast_one_to_all(encoded)
-    return bytes(np.asarray(received, np.uint8)).rstrip(b"\0").decode(errors="ignore")

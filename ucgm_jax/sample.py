@@ -128,6 +128,7 @@ def main(argv: list[str]) -> int:
     out = pathlib.Path(given.out)
     if out.suffix not in (".png", ".npz"):
         raise UserError(f"--out={given.out}: must end in .png or .npz")
+    from ucgm_jax import processes
     from ucgm_jax.evaluation import outputs, pictures
     from ucgm_jax.evaluation.generate import Generator
     from ucgm_jax.method import transports
@@ -154,7 +155,7 @@ def main(argv: list[str]) -> int:
     progress = Progress(count, unit="sample")
     x = generator(parameters, labels, seed=given.seed, progress=progress.show)
     progress.close()
-    if not hosts.is_first():  # every process has all samples
+    if not processes.is_first():  # every process has all samples
         return 0
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":

@@ -25,9 +25,10 @@ def main(argv: list[str]) -> int:
         print(hosts.plan(found, settings))
         return 0
     hosts.start(found)
+    from ucgm_jax import processes
     from ucgm_jax.training import loop
 
-    with hosts.leaving_at_once():
+    with processes.leaving_at_once():
         loop.train(run_config, given["workdir"])
     return 0
 

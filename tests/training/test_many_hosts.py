@@ -91,7 +91,7 @@ def test_a_preempted_run_of_two_processes_ends_with_the_same_bits(tmp_path):
 
 
 def test_one_process_saves_when_asked_to_stop(tmp_path, monkeypatch):
-    steps, original = [], loop.hosts.Preemption.reached
+    steps, original = [], loop.processes.Preemption.reached
 
     def reached(self, step):
         steps.append(step)
@@ -99,10 +99,10 @@ def test_one_process_saves_when_asked_to_stop(tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGTERM)
         return original(self, step)
 
-    monkeypatch.setattr(loop.hosts.Preemption, "reached", reached)
+    monkeypatch.setattr(loop.processes.Preemption, "reached", reached)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(loop.hosts.Preempted, match="step 3 is saved"):
+    with pytest.raises(loop.processes.Preempted, match="step 3 is saved"):
         loop.train(small_config(train__steps=20), tmp_path / "run")
     assert steps == [1, 2, 3] and processes.steps_kept(tmp_path / "run") == [3]
     assert signal.getsignal(signal.SIGTERM) is before
-    assert loop.hosts.Preempted.exit_code == 75
+    assert loop.processes.Preempted.exit_code == 75

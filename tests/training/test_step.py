@@ -52,21 +52,24 @@ class Job:
         return state, np.asarray(losses)
 
 
+LAMBDA_1 = {"objective__consistency_ratio": 1.0, "objective__target_decay": 1.0, "objective__huber_constant": 5.0}
+
+
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"objective__consistency_ratio": 1.0, "objective__target_decay": 1.0, "objective__huber_constant": 5.0},
-    ],
-    ids=["lambda 0", "lambda 1"],
+    "changes, mesh",
+    [({}, (2, 2, 2)), ({}, (1, 8, 1)), (LAMBDA_1, (4, 2, 1)), ({"train__gradient_accumulation": 2}, (4, 2, 1))],
+    ids=["2x2x2", "1x8x1", "4x2x1, lambda 1", "4x2x1, 2 microbatches"],
 )
-def test_eight_devices_train_like_one(changes):
-    _, one = job(**changes).run(20)
-    state, eight = job(8, **changes, mesh__data=4, mesh__fsdp=2).run(20)
+def test_eight_devices_train_like_one(changes, mesh):
+    whole = {name: value for name, value in changes.items() if name != "train__gradient_accumulation"}
+    _, one = job(**whole).run(20)
+    data, fsdp, tensor = mesh
+    state, eight = job(8, **changes, mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor).run(20)
     np.testing.assert_allclose(eight, one, rtol=1e-5)
     qkv = lambda tree: tree["blocks"]["attention"]["qkv"]["kernel"]
     for part in (qkv(state.parameters), qkv(state.optimizer[0].mu), qkv(state.ema), qkv(state.target)):
-        assert part.sharding.shard_shape(part.shape)[1] == part.shape[1] // 2, "not split over fsdp"
+        depth, features, three, heads, head = part.shape
+        assert part.sharding.shard_shape(part.shape) == (depth, features // fsdp, three, heads // tensor, head)
 
 
 def test_training_reduces_the_loss_and_compiles_once():

@@ -41,10 +41,11 @@ def main(argv):
         flags = [address, f"--process-index={options['index']}", f"--process-count={options['count']}"]
     hosts.start(hosts.find(hosts.take_flags(["worker", *flags])[1], {}))
     from tests.training.small import small_config
+    from ucgm_jax import processes
     from ucgm_jax.training import loop
 
     record(loop, f"{workdir}.seen.{options['index']}", options["seconds"])
-    with hosts.leaving_at_once():
+    with processes.leaving_at_once():
         loop.train(small_config(**options["config"]), workdir)
     return 0
 

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from ucgm_jax import config as config_module
-from ucgm_jax import hosts
+from ucgm_jax import processes
 from ucgm_jax.config import Settings
 from ucgm_jax.data import pipeline, sources
 from ucgm_jax.errors import RunError, UserError, user_errors
@@ -53,7 +53,7 @@ def check_work_folder(workdir: pathlib.Path, config: ml_collections.ConfigDict) 
       UserError: naming the first key that differs.
     """
     ours = checkpoints.config_to_json(config)
-    problem = hosts.agree(_folder_problem(workdir, ours) if jax.process_index() == 0 else "")
+    problem = processes.agree(_folder_problem(workdir, ours) if jax.process_index() == 0 else "")
     if problem:
         raise UserError(problem)
 
@@ -66,7 +66,7 @@ def begin_work_folder(workdir: pathlib.Path, config: ml_collections.ConfigDict) 
         partial = workdir / _PARTIAL
         partial.write_text(json.dumps(checkpoints.config_to_json(config), indent=2) + "\n")
         os.replace(partial, workdir / "config.json")
-    hosts.barrier("work folder")
+    processes.barrier("work folder")
 
 
 _PARTIAL = "config.json.partial"
@@ -218,7 +218,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Tra
     elif state is None:
         state = run.start()
     try:
-        with hosts.Preemption().watch() as preemption:
+        with processes.Preemption().watch() as preemption:
             return _steps(run, workdir, saved, preemption, state, latest or 0, position)
     finally:
         saved.close()
@@ -249,7 +249,7 @@ def _compiled(run: Run):
     step = compile_step(run.settings, run.network, run.optimizer, run.mesh, run.shardings)
     compiled = step.lower(run.abstract, batch).compile()
     LOG.info("compiled the training step in %.1f s", time.monotonic() - start)
-    hosts.barrier("compiled")
+    processes.barrier("compiled")
     return compiled
 
 
@@ -257,7 +257,7 @@ def _steps(
     run: Run,
     workdir: pathlib.Path,
     saved: Checkpoints,
-    preemption: hosts.Preemption,
+    preemption: processes.Preemption,
     state: TrainState,
     first: int,
     position: int,
@@ -281,7 +281,7 @@ def _steps(
         if stops and not is_last:
             log.close()
             window.close()
-            raise hosts.Preempted(f"preempted: step {number} is saved; the same command goes on from there")
+            raise processes.Preempted(f"preempted: step {number} is saved; the same command goes on from there")
         if samples and (is_last or number % train.sample_every == 0):
             pictures_folder = workdir / "samples"
             samples(state.ema, pictures_folder / f"{number:08d}.png")
