@@ -15,6 +15,7 @@ REQUIREMENTS = [
     "grain>=0.2.16",
     "tensorflow-datasets>=4.9.10",
     "importlib_resources>=6.5",  # tensorflow-datasets needs it and does not say so
+    "flatbuffers>=24.3",  # what jax.export writes its programs with
     "numpy>=2.0",
     "pillow>=11.0",
     "safetensors>=0.5",

@@ -18,7 +18,9 @@ from ucgm_jax.config import GuidanceSettings, MeshSettings, Settings
 from ucgm_jax.errors import UserError, user_errors
 
 
-class _Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose complaints are `UserError`s."""
+
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
@@ -39,7 +41,7 @@ def _ratio(text: str) -> float | str:
 
 def parser() -> argparse.ArgumentParser:
     """All flags. Those that are not given come from the checkpoint's config."""
-    result = _Parser(prog="python -m ucgm_jax.sample", description=__doc__)
+    result = CommandParser(prog="python -m ucgm_jax.sample", description=__doc__)
     add = result.add_argument
     add("--checkpoint", required=True, help="a work folder (its newest checkpoint), or one checkpoint of it")
     add("--out", required=True, help="FILE.png for a picture, FILE.npz for arrays x, labels, indices (images)")

@@ -1,0 +1,72 @@
+"""An exported sampler: the same samples to the last bit, in a process that has not imported the training code."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests.training.small import small_config
+from ucgm_jax import config, export
+from ucgm_jax.config import MeshSettings
+from ucgm_jax.evaluation.generate import Generator
+from ucgm_jax.exported import ExportedSampler
+from ucgm_jax.method import transports
+from ucgm_jax.networks import names
+from ucgm_jax.training import sharding
+
+FACTS = {"network": "TiT-S/4", "shape": (8, 8, 1), "num_classes": 10}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A generator, its weights and the artifact made of them: stochastic and guided, so that all of it is used."""
+    settings = config.build(
+        small_config(sampler__steps=3, sampler__stochasticity_ratio=0.5, guidance__scale=1.5, network__depth=1)
+    )
+    network = names.build(settings.network, (8, 8, 1), 10)
+    mesh = sharding.make_mesh(MeshSettings(), jax.devices()[:1])
+    generator = Generator(
+        network, transports.get(settings.transport), settings.sampler, settings.guidance, mesh, batch_size=4
+    )
+    # Fresh weights predict 0 everywhere: the last layer starts at 0.
+    parameters = jax.tree.map(lambda p: p + 0.05, network.init(jax.random.key(0)))
+    path = tmp_path_factory.mktemp("exported") / "sampler.npz"
+    path.write_bytes(export.export(generator, parameters, FACTS, export.PLATFORMS))
+    return generator, parameters, path
+
+
+SCRIPT = """
+import sys, numpy as np
+from ucgm_jax.exported import ExportedSampler
+x = ExportedSampler(sys.argv[1])(np.arange(10), seed=3, first_index=2)
+np.save(sys.argv[2], x)
+others = [name for name in sys.modules if name.startswith("ucgm_jax.") and name != "ucgm_jax.exported"]
+assert not others, others
+assert not {"flax", "optax", "orbax"} & set(sys.modules)
+"""
+
+
+def test_same_samples_without_the_training_code(made, tmp_path):
+    generator, parameters, path = made
+    ours = generator(parameters, np.arange(10), seed=3, first_index=2)
+    # What the test's own process has set of the compiler has to hold there too: bits are compared.
+    subprocess.run([sys.executable, "-c", SCRIPT, str(path), str(tmp_path / "x.npy")], check=True)
+    theirs = np.load(tmp_path / "x.npy")
+    np.testing.assert_array_equal(theirs, ours)
+    assert theirs.shape == (10, 8, 8, 1) and np.ptp(theirs) > 0.1
+
+
+def test_artifact_is_for_all_platforms_and_says_what_it_is(made):
+    sampler = ExportedSampler(made[2])
+    assert sampler.facts["platforms"] == ["cpu", "cuda", "tpu"]
+    assert sampler.facts["network"] == "TiT-S/4"
+
+
+def test_mistakes(made, tmp_path):
+    with pytest.raises(ValueError, match="labels: must be from 0 to 9"):
+        ExportedSampler(made[2])([10])
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with pytest.raises(ValueError, match="other.npz: is not an exported sampler"):
+        ExportedSampler(tmp_path / "other.npz")
