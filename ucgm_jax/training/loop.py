@@ -207,7 +207,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Tra
     check_work_folder(workdir, run.config)
     LOG.info(run.describe())
     # Made first: weights to start from that do not fit are found before anything is written.
-    begun = hosts.agree("begun" if (workdir / "checkpoints").is_dir() else "")
+    begun = processes.agree("begun" if (workdir / "checkpoints").is_dir() else "")
     state, position = None if begun else run.start(), 0
     begin_work_folder(workdir, run.config)
     saved = Checkpoints(workdir, settings.train.keep_checkpoints, run.normalisation)
