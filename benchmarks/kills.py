@@ -53,7 +53,7 @@ class Soak:
         """Both processes."""
         config = CONFIG | {"train__steps": steps}
         cache, where = self.folder / "cache", workdir or self.workdir
-        return processes.start(where, config, 2, devices=1, cache=cache, seconds=self._pause)
+        return processes.start(where, config, 2, devices=1, cache=cache, seconds=self._pause, heartbeat=20)
 
     def check_losses(self) -> None:
         """Compares the log with what it said before the kill."""
@@ -66,9 +66,8 @@ class Soak:
         """Starts, kills one process at a random step, waits for the other."""
         kept = processes.steps_kept(self.workdir)
         resumed = kept[-1] if kept else 0
-        workers = self.start(1_000_000)
         victim, at = random.randrange(2), resumed + random.randint(1, 3 * CHECKPOINT_EVERY)
-        processes.wait_for_step(self.workdir, at, workers)
+        workers = processes.stepping(lambda: self.start(1_000_000), at, self.workdir)
         time.sleep(random.random() * 0.5)
         workers[victim].kill()
         start = time.monotonic()

@@ -1,6 +1,7 @@
 """Measures a checkpoint: python -m ucgm_jax.evaluate --checkpoint=DIR --out=DIR [--config=configs/ROW.py ...].
 
-Started again after it was stopped, it goes on where it was. Without --config the checkpoint's own settings hold.
+Started again after it was stopped, it goes on where it was. Without --config the checkpoint's own settings hold. On
+several hosts each runs this same command, as in training (`ucgm_jax.hosts`).
 """
 
 from __future__ import annotations
@@ -100,8 +101,12 @@ def run(evaluation: Any, out: pathlib.Path) -> dict[str, Any]:
 
 def main(argv: list[str], devices: list[Any] | None = None) -> int:
     """The command; see the module's docstring. `devices` are those of all hosts unless given."""
+    from ucgm_jax import hosts
+
+    argv, given_hosts = hosts.take_flags(argv)
     config_arguments, rest = split_arguments(argv[1:])
     given = parser().parse_args(rest)
+    hosts.start(hosts.find(given_hosts))
     from ucgm_jax.evaluation import prepare, report
 
     errors.set_up_logging()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PORT = 8476
 # A host that says nothing for this long is taken for dead, and the others stop with an error.
-HEARTBEAT_SECONDS = 30
+HEARTBEAT_SECONDS = 60
 # How long a host that is done waits for the others to be done as well.
 SHUTDOWN_SECONDS = 60
 

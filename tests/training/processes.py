@@ -19,7 +19,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(workdir, config, count=1, devices=4, cache=None, seconds=0.0, heartbeat=30) -> list[subprocess.Popen]:
+def start(workdir, config, count=1, devices=4, cache=None, seconds=0.0, heartbeat=100) -> list[subprocess.Popen]:
     """`count` workers of one run, each with so many devices; their stderr goes to WORKDIR.log.INDEX."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
     if cache:
@@ -41,12 +41,20 @@ def losses(workdir) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in (json.loads(text) for text in lines if text.endswith("\n"))}
 
 
-def wait_for_step(workdir, step, workers) -> None:
-    """Returns once a step is in the log; fails when a worker ends before."""
-    while max(losses(workdir), default=0) < step:
-        ended = [worker.poll() for worker in workers]
-        assert ended == [None] * len(workers), ended
-        time.sleep(0.02)
+def stepping(start, step, workdir, tries=3) -> list[subprocess.Popen]:
+    """The workers that `start` starts, once a step is in their log.
+
+    Starts them again when they end before, as a scheduler would: on a machine too busy to answer in time, processes
+    take each other for dead.
+    """
+    for _ in range(tries):
+        workers = start()
+        while all(worker.poll() is None for worker in workers):
+            if max(losses(workdir), default=0) >= step:
+                return workers
+            time.sleep(0.02)
+        finish(workers)
+    raise AssertionError(f"step {step} was not reached; see {workdir}.log.*")
 
 
 def finish(workers) -> list[int]:
