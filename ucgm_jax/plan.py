@@ -70,8 +70,8 @@ def _line(result: dict) -> str:
     if not result["fits"]:
         return f"{start} does not fit"
     seconds = result["estimate_seconds"]
-    time, share = 1e3 * seconds["in_turn"], seconds["mfu_in_turn"]
-    return f"{start} {result['free_share']:4.0%} free, {time:8.1f} ms, MFU {share:.0%}"
+    speed = f"{1e3 * seconds['in_turn']:8.1f} ms, MFU {seconds['mfu_in_turn']:.0%}"
+    return f"{start} {result['free_share']:4.0%} free, {speed}"
 
 
 if __name__ == "__main__":

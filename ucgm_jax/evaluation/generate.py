@@ -72,7 +72,7 @@ class Generator:
         sharding.check_batch(batch_size, mesh, "--batch-size")
         with user_errors("sampler."):
             self._rows = sampler.coefficients(settings, transport)
-        self._placed, self._settings, self._guided, self._mesh = placement.placed(network, mesh), settings, guided, mesh
+        self._network, self._settings, self._guided = placement.placed(network, mesh), settings, guided
         self._outputs, self._output_parameters = outputs, output_parameters
         self.batch_size = batch_size
         self.nfe = nfe(settings, guided, transport)
@@ -81,30 +81,32 @@ class Generator:
         noise = lambda seed, indices: initial_noise(seed, indices, network.shape)
         self._noise = jax.jit(noise, in_shardings=(None, self._split), out_shardings=self._split)
         placed = (None,) * 6 + (self._split,) * 3
-        self._run = jax.jit(self._sample, in_shardings=placed, out_shardings=self._split)
+        self._run = jax.jit(self.sample_batch, in_shardings=placed, out_shardings=self._split)
 
-    def _sample(self, parameters, output_parameters, rows, scale, interval, seed, labels, indices, noise) -> Tree:
-        network = self._placed.bind(parameters)
+    def sample_batch(self, parameters, output_parameters, rows, scale, interval, seed, labels, indices, noise) -> Tree:
+        """One batch, as a pure function that is not compiled; rows, scale and interval are `settings_arrays`."""
+        network = self._network.bind(parameters)
         if self._guided.is_on:
             network = guidance.guided(
-                network, scale, interval, self._placed.null_label, channels=self._placed.guided_channels
+                network, scale, interval, self._network.null_label, channels=self._network.guided_channels
             )
         stochastic = self._settings.is_stochastic
         fresh = sampler.per_step_noise(sample_keys(seed, indices), noise) if stochastic else None
         x = sampler.integrate(rows, network, noise, labels, fresh, order=self._settings.order)[0]
         return x if self._outputs is None else self._outputs(output_parameters, x)
 
-    def _settings_arrays(self) -> tuple:
-        """What of the settings is an argument of the compiled function: coefficients, guidance scale and interval."""
+    def settings_arrays(self) -> tuple:
+        """What of the settings `sample_batch` takes as arguments: coefficients, guidance scale and interval."""
         rows = jax.tree.map(jnp.asarray, jax.tree.map(_float32, self._rows))
         return rows, jnp.float32(self._guided.scale), jnp.asarray(self._guided.interval, jnp.float32)
 
-    def trace(self, parameters: Tree):
-        """The function of one batch, traced for parameters that may be shapes, to be lowered and compiled."""
-        of = lambda dtype, *shape: jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=self._split)
-        batch = [of(jnp.int32), of(jnp.uint32), of(jnp.float32, *self._placed.shape)]  # labels, indices, noise
+    def trace(self, parameters: Tree) -> Any:
+        """`sample_batch`, traced for parameters that may be shapes, to be lowered and compiled."""
+        size, shape = self.batch_size, self._network.shape
+        kinds = (((size,), jnp.int32), ((size,), jnp.uint32), ((size, *shape), jnp.float32))
+        batch = [jax.ShapeDtypeStruct(*kind, sharding=self._split) for kind in kinds]
         seed = jax.ShapeDtypeStruct((), jnp.uint32)
-        settings = jax.eval_shape(self._settings_arrays)
+        settings = jax.eval_shape(self.settings_arrays)
         return self._run.trace(parameters, self._output_parameters, *settings, seed, *batch)
 
     def __call__(
@@ -179,7 +181,7 @@ class Generator:
         key = jnp.uint32(seed)
         noise = self._noise(key, indices)
         trees = (parameters, self._output_parameters)
-        batch = self._run(*trees, *self._settings_arrays(), key, padded, indices, noise)
+        batch = self._run(*trees, *self.settings_arrays(), key, padded, indices, noise)
         for x in jax.tree.leaves(batch):
             for shard in x.addressable_shards:
                 shard.data.copy_to_host_async()

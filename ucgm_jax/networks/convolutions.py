@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ucgm_jax.networks import layers
+from ucgm_jax.networks.attention import attend
 from ucgm_jax.networks.layers import Array
 
 
@@ -60,7 +61,7 @@ class UNetSettings:
       stem_multiplier: of the channels that the first convolution gives.
       head_channels: channels of one attention head (a block with fewer does not attend); 0 for a single head.
       dropout: rate inside the blocks, in training.
-      attention: backend, see `layers.attend`.
+      attention: backend, see `attention.attend`.
       remat: see `layers.REMATERIALISATION`.
       dtype: of convolutions and matrix products.
     """
@@ -142,7 +143,7 @@ def attend_between_pixels(qkv: Array, heads: int, backend: str, normalise: Calla
     Args:
       qkv: (B, H, W, 3 C), features in the order (query | key | value, head, feature).
       heads: number of heads; divides C.
-      backend: see `layers.attend`.
+      backend: see `attention.attend`.
       normalise: applied to queries, keys and values, (..., C / heads) each.
 
     Returns:
@@ -151,7 +152,7 @@ def attend_between_pixels(qkv: Array, heads: int, backend: str, normalise: Calla
     batch, height, width, features = qkv.shape
     parts = qkv.reshape(batch, height * width, 3, heads, features // (3 * heads))
     query, key, value = jnp.moveaxis(normalise(parts), 2, 0)
-    return layers.attend(query, key, value, backend).reshape(batch, height, width, features // 3)
+    return attend(query, key, value, backend).reshape(batch, height, width, features // 3)
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:

@@ -34,10 +34,13 @@ class Placement:
       weights: a nested dict of weights of any part of the network -> the same, ready for use. Under `lax.scan` it gets
         one block at a time, so that never more than one block's weights are gathered.
       activations: an array with the batch as its first axis -> the same, in its place.
+      spread: a function of arrays (B, N, heads, features) that treats each example and head alike -> the same function,
+        run on every device for its own part of them.
     """
 
     weights: Callable[[Parameters], Parameters]
     activations: Callable[[jax.Array], jax.Array]
+    spread: Callable[[Callable], Callable]
 
 
 _placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ucgm_jax.networks.attention import attend
 from ucgm_jax.networks.functional import current_placement
 
 Array = jax.Array
@@ -142,12 +143,6 @@ def rotate(x: Array, angles: np.ndarray) -> Array:
 
 
 # --- attention and perceptrons ---
-
-
-def attend(query: Array, key: Array, value: Array, backend: str) -> Array:
-    """Scaled dot-product attention of (B, N, heads, head_features) arrays; `backend` as in the network settings."""
-    implementation = {"auto": None, "xla": "xla", "cudnn": "cudnn"}[backend]
-    return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
 
 
 class Attention(nnx.Module):

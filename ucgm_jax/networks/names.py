@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ucgm_jax.networks import convolutions, edm2, layers, transformer, unet
+from ucgm_jax.networks import attention, convolutions, edm2, layers, transformer, unet
 from ucgm_jax.networks.convolutions import UNetSettings
 from ucgm_jax.networks.functional import Functional, Parameters, Placement, placing
 
@@ -41,7 +41,7 @@ class NetworkSettings:
       remat: what the backward pass keeps of each block: "none" (all), "dots" (matrix products), "full" (nothing).
       unroll: blocks that are compiled per iteration of the loop over blocks; a small network on a CPU runs several
         times faster with all of them.
-      attention: "auto", "xla" or "cudnn".
+      attention: "auto", "xla", "cudnn" or "pallas"; see `networks.attention`.
     """
 
     name: str = "TiT-B/2"
@@ -60,11 +60,13 @@ class NetworkSettings:
         allowed = {
             "compute_dtype": ("float32", "bfloat16"),
             "remat": tuple(layers.REMATERIALISATION),
-            "attention": ("auto", "xla", "cudnn"),
+            "attention": attention.BACKENDS,
         }
         for field, values in allowed.items():
             if getattr(self, field) not in values:
                 raise ValueError(f"{field}={getattr(self, field)!r}: must be one of {', '.join(values)}")
+        if self.attention == "cudnn" and self.compute_dtype == "float32":
+            raise ValueError("attention='cudnn': needs compute_dtype=bfloat16; with float32 use auto or xla")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ class TransformerSettings:
       perceptron_bias, attention_bias: whether SwiGLU and the qkv projection have a bias.
       position_table: add the fixed table of sines and cosines.
       rotary: "none", "pixel" (rows and columns counted in patches) or "unit" (both scaled to [0, 16]).
-      attention: backend, see `layers.attend`.
+      attention: backend, see `networks.attention`.
       remat, unroll: see `layers.run_stack`.
       dtype: of matrix products.
     """

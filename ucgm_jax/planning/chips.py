@@ -78,7 +78,9 @@ class Topology:
         from jax.experimental import topologies
 
         try:
-            return list(topologies.get_topology_desc(platform="tpu", topology_name=self.text).devices)
+            # The two cores of a v4 chip as one device, as they come on a real one.
+            options = {"chip_config_name": "megacore"} if name == "v4" else {}
+            return list(topologies.get_topology_desc(platform="tpu", topology_name=self.text, **options).devices)
         except Exception as error:  # of several kinds, all from inside the library
             reason = " ".join(str(error).split())[:200]
             raise UserError(f'--topology={self.text}: needs libtpu (pip install "jax[tpu]"): {reason}') from error

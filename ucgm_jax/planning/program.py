@@ -23,7 +23,7 @@ from ucgm_jax.planning import collectives
 from ucgm_jax.planning.chips import Chip
 from ucgm_jax.training import optimizers, sharding
 from ucgm_jax.training import state as state_module
-from ucgm_jax.training.step import compile_step
+from ucgm_jax.training.step import compile_step, train_step
 
 Tree = Any
 
@@ -143,10 +143,8 @@ def _compile(settings, chip, mesh, batch_size, lowered, memory, model, computed,
         free = 1 - used / chip.memory
         fits = free >= 0
         found = collectives.read(compiled.as_text(), dict(mesh.shape))
-    work = (model, computed, found)
-    return Compiled(
-        dict(mesh.shape), batch_size, settings.network.remat, memory, fits, refusal, free, *work, *seconds
-    )  # fmt: skip
+    how = (dict(mesh.shape), batch_size, settings.network.remat)
+    return Compiled(*how, memory, fits, refusal, free, model, computed, found, *seconds)
 
 
 def _refusal(message: str) -> str:
@@ -158,8 +156,6 @@ def _refusal(message: str) -> str:
 def _without_remat(settings: Settings, optimizer: Any, state: Tree, batch: Tree) -> float:
     """Operations of the step where nothing is computed twice."""
     plain = dataclasses.replace(settings, network=dataclasses.replace(settings.network, remat="none"))
-    from ucgm_jax.training.step import train_step
-
     network = build_network(plain)
     traced = jax.make_jaxpr(lambda state, batch: train_step(plain, network, optimizer, state, batch))(state, batch)
     return float(flops.count(traced.jaxpr))

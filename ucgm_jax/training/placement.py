@@ -41,7 +41,16 @@ def placed(network: Network, mesh: Mesh) -> Network:
         spec = PartitionSpec(*sharding.BATCH, *(None,) * (x.ndim - 1))
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
-    return dataclasses.replace(network, placement=Placement(weights, activations))
+    def spread(function: Callable) -> Callable:
+        def run(*arrays: jax.Array) -> jax.Array:
+            heads = "tensor" if arrays[0].shape[2] % mesh.shape["tensor"] == 0 else None
+            spec = PartitionSpec(*sharding.BATCH, None, heads, None)
+            specs = {"in_specs": (spec,) * len(arrays), "out_specs": spec}
+            return jax.shard_map(function, mesh=mesh, check_vma=False, **specs)(*arrays)
+
+        return run
+
+    return dataclasses.replace(network, placement=Placement(weights, activations, spread))
 
 
 def _gather(path: tuple, weight: jax.Array, mesh: Mesh, dtype: Any) -> jax.Array:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ucgm_jax.config import MeshSettings
@@ -48,7 +49,9 @@ def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -
     """
     devices = jax.devices() if devices is None else devices
     shape = [settings.sizes(len(devices))[axis] for axis in AXES]
-    return jax.make_mesh(shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES), devices=devices)
+    # An axis may be a part of one of the torus's: 4 x 16 on 8 x 8.
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
