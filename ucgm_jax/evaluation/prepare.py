@@ -228,6 +228,8 @@ def _judge(given, settings: Settings, metrics: tuple[str, ...], labels: np.ndarr
         raise UserError(
             f"--inception: must be given for {', '.join(metrics)}: the weights file of the FID Inception network"
         )
+    if not pathlib.Path(given.inception).is_file():
+        raise UserError(f"--inception={given.inception}: no such file")
     if needs_reference and not path:
         raise UserError(f"--reference: must be given for {', '.join(metrics)}")
     if needs_reference and not pathlib.Path(path).exists():

@@ -55,7 +55,7 @@ def line(found: dict[str, Any]) -> str:
     expected, parts = found["expected"], []
     for name, value in found["metrics"].items():
         beside = f" (expected {expected['fid']:.2f})" if name == "fid" and expected["fid"] else ""
-        parts.append(f"{name} {value:.4g}{beside}")
+        parts.append(f"{name} {value:{'.2f' if name == 'fid' else '.4g'}}{beside}")
     beside = f" (expected {expected['nfe']})" if expected["nfe"] else ""
     parts.append(f"NFE {found['nfe']}{beside}")
     step = found["plan"]["checkpoint"]["step"]
