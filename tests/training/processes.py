@@ -42,15 +42,15 @@ def losses(workdir) -> dict[int, float]:
 
 
 def stepping(start, step, workdir, tries=3) -> list[subprocess.Popen]:
-    """The workers that `start` starts, once a step is in their log.
+    """The workers that `start` starts, once they have come to a step.
 
     Starts them again when they end before, as a scheduler would: on a machine too busy to answer in time, processes
     take each other for dead.
     """
     for _ in range(tries):
-        workers = start()
+        before, workers = len(seen(workdir)), start()
         while all(worker.poll() is None for worker in workers):
-            if max(losses(workdir), default=0) >= step:
+            if max((number for number, _ in seen(workdir)[before:]), default=0) > step:
                 return workers
             time.sleep(0.02)
         finish(workers)
