@@ -8,6 +8,7 @@ import pytest
 
 from tests.golden_cases import GOLDEN
 from ucgm_jax.conversion import families
+from ucgm_jax.networks import names
 from ucgm_jax.networks.names import NetworkSettings, build
 
 PUBLISHED = json.loads(gzip.decompress((GOLDEN / "keys.json.gz").read_bytes()))
@@ -26,4 +27,4 @@ def test_parameter_count_and_every_key(name):
 
 def test_all_published_networks_are_met():
     assert len(PUBLISHED) == 27
-    assert {name.split("-")[0] for name in PUBLISHED} == set(families.TABLES)
+    assert {name.split("-")[0] for name in PUBLISHED} == set(names.TRANSFORMER_FAMILIES) | set(names.UNET_FAMILIES)

@@ -80,6 +80,8 @@ def load(path: pathlib.Path) -> Normalisation:
     """
     if not path.is_file():
         raise UserError(f"data.statistics={path}: no such file")
+    if path.suffix not in (".npz", ".safetensors", ".pt"):
+        raise UserError(f"data.statistics={path}: must end in .npz, .safetensors or .pt")
     try:
         if path.suffix == ".npz":
             stored = dict(np.load(path))
@@ -87,15 +89,11 @@ def load(path: pathlib.Path) -> Normalisation:
             from ucgm_jax.conversion.safetensors_format import SafetensorsFile
 
             stored = dict(SafetensorsFile(path))
-        elif path.suffix == ".pt":
+        else:
             import torch
 
             stored = {key: value.numpy() for key, value in torch.load(path, weights_only=True).items()}
-        else:
-            raise UserError(f"data.statistics={path}: must end in .npz, .safetensors or .pt")
         mean, std = (np.asarray(stored[key], np.float64).reshape(-1) for key in ("mean", "std"))
-    except UserError:
-        raise
     except ImportError as error:
         raise UserError(f"data.statistics={path}: reading .pt needs PyTorch") from error
     except Exception as error:  # whatever a damaged file makes its reader say
