@@ -69,7 +69,8 @@ def _gathered(stored: NamedSharding, whole: NamedSharding, dtype: Any, stored_dt
         return constrain(constrain(weight.astype(dtype), stored), whole)
 
     def scatter(_: None, gradient: jax.Array) -> tuple[jax.Array]:
-        return (constrain(gradient, stored).astype(stored_dtype),)
+        # Summed as a whole: asked for a part alone, the compiler may gather the activations of all devices instead.
+        return (constrain(constrain(gradient, whole), stored).astype(stored_dtype),)
 
     gather.defvjp(lambda weight: (gather(weight), None), scatter)
     return gather
