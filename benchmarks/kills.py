@@ -42,10 +42,11 @@ class Soak:
     Args:
       folder: where it may write.
       pause: seconds after each step.
+      heartbeat: seconds of silence after which a process is taken for dead.
     """
 
-    def __init__(self, folder: pathlib.Path, pause: float):
-        self.folder, self.workdir, self._pause = folder, folder / "run", pause
+    def __init__(self, folder: pathlib.Path, pause: float, heartbeat: int):
+        self.folder, self.workdir, self._pause, self._heartbeat = folder, folder / "run", pause, heartbeat
         self.losses: dict[int, float] = {}
         self.kills: list[dict] = []
 
@@ -53,7 +54,7 @@ class Soak:
         """Both processes."""
         config = CONFIG | {"train__steps": steps}
         cache, where = self.folder / "cache", workdir or self.workdir
-        return processes.start(where, config, 2, devices=1, cache=cache, seconds=self._pause, heartbeat=20)
+        return processes.start(where, config, 2, devices=1, cache=cache, seconds=self._pause, heartbeat=self._heartbeat)
 
     def check_losses(self) -> None:
         """Compares the log with what it said before the kill."""
@@ -112,13 +113,14 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--pause", type=float, default=0.05, help="seconds after each step")
+    parser.add_argument("--heartbeat", type=int, default=20, help="seconds; longer on a machine that is busy otherwise")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=str(RESULTS))
     given = parser.parse_args(argv[1:])
     random.seed(given.seed)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        soak = Soak(pathlib.Path(folder), given.pause)
+        soak = Soak(pathlib.Path(folder), given.pause, given.heartbeat)
         for _ in range(given.kills):
             soak.kill_once()
         total = processes.steps_kept(soak.workdir)[-1] + 10
@@ -139,6 +141,7 @@ def main(argv: list[str]) -> int:
         "jax": jax.__version__,
         "processes": 2,
         "checkpoint_every": CHECKPOINT_EVERY,
+        "heartbeat_seconds": given.heartbeat,
         "steps": total,
         "batches_checked": batches,
         "final_state_equals_undisturbed_bit_for_bit": True,
