@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import os
 import pathlib
 import time
 from typing import Any
@@ -23,7 +21,7 @@ from ucgm_jax.evaluation import during, outputs, pictures
 from ucgm_jax.evaluation.generate import Generator, balanced_labels
 from ucgm_jax.method import transports
 from ucgm_jax.networks import flops, names
-from ucgm_jax.training import checkpoints, optimizers, sharding
+from ucgm_jax.training import checkpoints, optimizers, sharding, work_folder
 from ucgm_jax.training import state as state_module
 from ucgm_jax.training.checkpoints import Checkpoints
 from ucgm_jax.training.metrics import MetricsWriter, Progress
@@ -33,63 +31,9 @@ from ucgm_jax.training.step import compile_step
 
 LOG = logging.getLogger("ucgm_jax")
 
-# Keys that may differ from those that a work folder was begun with: they change how long and how a run goes on, not
-# what it computes.
-MAY_CHANGE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every", "train.evaluate_every",
-              "train.evaluate_samples", "train.keep_checkpoints", "train.max_bad_steps", "train.profile_",
-              "train.gradient_accumulation", "mesh.", "data.read_threads", "data.prefetch", "data.statistics",
-              "data.verify_checksums", "evaluation.",
-              "data.path", "autoencoder.", "sampler.", "guidance.", "expected.")  # fmt: skip
-
 
 class BadSteps(RunError):
     """Too many steps in a row had a non-finite loss or gradient."""
-
-
-def check_work_folder(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Refuses a work folder that was begun with another config. Process 0 looks; all learn what it found.
-
-    Raises:
-      UserError: naming the first key that differs.
-    """
-    ours = checkpoints.config_to_json(config)
-    problem = processes.agree(_folder_problem(workdir, ours) if jax.process_index() == 0 else "")
-    if problem:
-        raise UserError(problem)
-
-
-def begin_work_folder(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Writes the config into the work folder: process 0 alone, so that no other meets a folder that is half made."""
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        # Whole or not there: a run that is killed here has to start again.
-        partial = workdir / _PARTIAL
-        partial.write_text(json.dumps(checkpoints.config_to_json(config), indent=2) + "\n")
-        os.replace(partial, workdir / "config.json")
-    processes.barrier("work folder")
-
-
-_PARTIAL = "config.json.partial"
-
-
-def _folder_problem(workdir: pathlib.Path, ours: dict[str, Any]) -> str:
-    path = workdir / "config.json"
-    if path.exists():
-        theirs = dict(_flatten(json.loads(path.read_text())))
-        for key, value in _flatten(json.loads(json.dumps(ours))):
-            if theirs.get(key) != value and not key.startswith(MAY_CHANGE):
-                return f"{key}={value!r}: {workdir} was begun with {theirs.get(key)!r}; use that or another --workdir"
-    elif workdir.exists() and any(inside.name != _PARTIAL for inside in workdir.iterdir()):
-        return f"--workdir={workdir}: is not empty and holds no run; name a new folder"
-    return ""
-
-
-def _flatten(tree: dict[str, Any], prefix: str = ""):
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 class Run:
@@ -204,12 +148,12 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Tra
     """
     run, workdir = Run(config), pathlib.Path(workdir).absolute()
     settings = run.settings
-    check_work_folder(workdir, run.config)
+    work_folder.check(workdir, run.config)
     LOG.info(run.describe())
     # Made first: weights to start from that do not fit are found before anything is written.
     begun = processes.agree("begun" if (workdir / "checkpoints").is_dir() else "")
     state, position = None if begun else run.start(), 0
-    begin_work_folder(workdir, run.config)
+    work_folder.begin(workdir, run.config)
     saved = Checkpoints(workdir, settings.train.keep_checkpoints, run.normalisation)
     latest = saved.latest_step()
     if latest is not None:
