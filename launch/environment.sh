@@ -24,7 +24,7 @@ ucgm_environment() { # extras
     echo "installing into $folder with $($python --version)"
     "$python" -m venv --clear "$folder"
     "$folder/bin/pip" install --quiet --upgrade pip
-    "$folder/bin/pip" install --quiet --editable ".[$extras]"
+    "$folder/bin/pip" install --quiet --editable ".${extras:+[$extras]}"
     echo "$stamp" >"$folder/stamp"
   fi
   PATH="$PWD/$folder/bin:$PATH"
