@@ -1,4 +1,4 @@
-"""The emoji at 32 x 32 with a small TiT: minutes on two CPU cores."""
+"""The emoji at 32 x 32 with a small TiT: half an hour or more on two CPU cores."""
 
 from configs import emoji
 

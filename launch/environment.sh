@@ -17,15 +17,19 @@ ucgm_environment() { # extras
     echo "error: UCGM_PYTHON: must name a Python of version 3.11 or newer; none was found" >&2
     exit 2
   fi
-  # Made anew when the list of requirements or the extras change.
-  local stamp
-  stamp="$extras $(cksum <setup.py)"
-  if [ ! -f "$folder/stamp" ] || [ "$(cat "$folder/stamp")" != "$stamp" ]; then
+  # Made anew when the requirements change; extras are added as they are asked for.
+  local requirements
+  requirements="$(cksum <setup.py)"
+  if [ ! -f "$folder/stamp" ] || [ "$(head -n 1 "$folder/stamp")" != "$requirements" ]; then
     echo "installing into $folder with $($python --version)"
     "$python" -m venv --clear "$folder"
     "$folder/bin/pip" install --quiet --upgrade pip
-    "$folder/bin/pip" install --quiet --editable ".${extras:+[$extras]}"
-    echo "$stamp" >"$folder/stamp"
+    "$folder/bin/pip" install --quiet --editable .
+    echo "$requirements" >"$folder/stamp"
+  fi
+  if [ -n "$extras" ] && ! grep -qx "$extras" "$folder/stamp"; then
+    "$folder/bin/pip" install --quiet --editable ".[$extras]"
+    echo "$extras" >>"$folder/stamp"
   fi
   PATH="$PWD/$folder/bin:$PATH"
   [[ "$folder" == /* ]] && PATH="$folder/bin:$PATH"
