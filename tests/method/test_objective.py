@@ -108,7 +108,8 @@ def run(settings, transport=transports.LINEAR, network=None, **changes):
 
 @pytest.mark.parametrize("label_drop, expected", [(0.0, 0), (0.05, 0), (0.1, 1), (0.5, 4), (1.0, 8)])
 def test_label_drop_takes_the_last_rows_and_none_when_the_count_is_zero(label_drop, expected):
-    labels, dropped = objective.drop_labels(jnp.zeros(8, int), NULL_LABEL, label_drop)
+    dropped = objective.dropped_rows(8, label_drop)
+    labels = run(ObjectiveSettings(label_drop=label_drop), labels=jnp.zeros(8, int))[1].labels
     assert dropped.sum() == expected
     np.testing.assert_array_equal(labels, [0] * (8 - expected) + [NULL_LABEL] * expected)
 

@@ -166,13 +166,16 @@ class Generator:
         self, parameters: Tree, labels: np.ndarray, starts: Iterable[int], seed: int, first_index: int
     ) -> Iterator[tuple[int, Tree]]:
         pending: collections.deque[tuple[int, Tree]] = collections.deque()
+        settings = self.settings_arrays()  # once for all batches
         for start in starts:
-            pending.append((start, self._start(parameters, labels, start, seed, first_index)))
+            pending.append((start, self._start(parameters, settings, labels, start, seed, first_index)))
             if len(pending) > AHEAD:
                 yield pending.popleft()
         yield from pending
 
-    def _start(self, parameters: Tree, labels: np.ndarray, start: int, seed: int, first_index: int) -> Tree:
+    def _start(
+        self, parameters: Tree, settings: tuple, labels: np.ndarray, start: int, seed: int, first_index: int
+    ) -> Tree:
         """Queues one batch on the devices, and its way to the host behind it."""
         some = np.asarray(labels[start : start + self.batch_size], np.int32)
         padded = self._place(np.pad(some, (0, self.batch_size - len(some)), mode="edge"))
@@ -181,7 +184,7 @@ class Generator:
         key = jnp.uint32(seed)
         noise = self._noise(key, indices)
         trees = (parameters, self._output_parameters)
-        batch = self._run(*trees, *self.settings_arrays(), key, padded, indices, noise)
+        batch = self._run(*trees, *settings, key, padded, indices, noise)
         for x in jax.tree.leaves(batch):
             for shard in x.addressable_shards:
                 shard.data.copy_to_host_async()

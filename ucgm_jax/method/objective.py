@@ -104,12 +104,6 @@ def dropped_rows(batch: int, label_drop: float) -> Array:
     return jnp.arange(batch) >= batch - round(label_drop * batch)
 
 
-def drop_labels(labels: Array, null_label: int, label_drop: float) -> tuple[Array, Array]:
-    """The labels with those of `dropped_rows` replaced by the null label, and (B,) bool: which were."""
-    dropped = dropped_rows(labels.shape[0], label_drop)
-    return jnp.where(dropped, null_label, labels), dropped
-
-
 def enhance(value: Array, a: Array, b: Array, ratio: float, inside: Array, dropped: Array) -> Array:
     """The enhanced value v* of section 3.1: training-time guidance away from b and towards a.
 
