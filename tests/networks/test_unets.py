@@ -265,6 +265,10 @@ def test_published_initialisation_of_unet():
 # --- how they compute -------------------------------------------------------------------------------------------------
 
 
+def row_keys(seed, inputs):
+    return jax.random.split(jax.random.key(seed), len(inputs[0]))
+
+
 def test_rematerialisation_changes_nothing():
     parameters, inputs = random_weights(tiny_network("unetplus")), tiny_inputs(tiny_network("unetplus"))
 
@@ -272,7 +276,7 @@ def test_rematerialisation_changes_nothing():
         network = tiny_network("unetplus", remat=remat, dropout=0.1)
 
         def squares(parameters):
-            output = network.apply(parameters, *inputs, jax.random.key(0))
+            output = network.apply(parameters, *inputs, row_keys(0, inputs))
             return jnp.mean(output**2), output
 
         return quick_jit(jax.grad(squares, has_aux=True))(parameters)
@@ -295,7 +299,7 @@ def test_dropout_only_with_a_key():
     network = tiny_network("unetplus", dropout=0.2)
     parameters, inputs = random_weights(network), tiny_inputs(network)
     run = quick_jit(network.apply)
-    first, same, other = (run(parameters, *inputs, jax.random.key(seed)) for seed in (0, 0, 1))
+    first, same, other = (run(parameters, *inputs, row_keys(seed, inputs)) for seed in (0, 0, 1))
     plain = run(parameters, *inputs)
     np.testing.assert_array_equal(first, same)
     assert relative_error(first, other) > 1e-3 and relative_error(first, plain) > 1e-3
@@ -303,10 +307,13 @@ def test_dropout_only_with_a_key():
     assert relative_error(plain, quick_jit(tiny_network("unetplus").apply)(parameters, *inputs)) < 1e-6
 
 
-def test_dropout_keeps_the_mean():
-    kept = np.asarray(convolutions.dropout(jnp.ones(100_000), 0.2, jax.random.key(0)))
+def test_dropout_keeps_the_mean_and_treats_rows_apart():
+    keys = jax.random.split(jax.random.key(0), 4)
+    kept = np.asarray(convolutions.dropout(jnp.ones((4, 25_000)), 0.2, keys))
     np.testing.assert_allclose(kept[kept > 0], 1.25)
-    np.testing.assert_allclose(kept.mean(), 1, atol=0.01)
+    np.testing.assert_allclose(kept.mean(1), 1, atol=0.01)
+    assert not np.array_equal(kept[0], kept[1])
+    np.testing.assert_array_equal(convolutions.dropout(jnp.ones((2, 25_000)), 0.2, keys[2:]), kept[2:])
 
 
 def test_resampling():

@@ -91,7 +91,30 @@ def test_weights_travel_and_activations_stay():
     assert {size for one, size in gathers.items() if one.count == 3 * DEPTH} == blocks
     assert {size for one, size in gathers.items() if one.count != 3 * DEPTH} <= others
     assert {one.axes for one in gathers} == {"fsdp"}
-    assert {one.kind for one in compiled().collectives} <= {"all-gather", "all-reduce", "reduce-scatter"}
+
+
+def test_gradients_are_scattered_before_they_are_summed_over_copies():
+    """Of each gradient a device gets its part over "fsdp", and sums that alone over "data"."""
+    network = program.build_network(settings())
+    shardings = sharding.parameter_shardings(network.abstract_parameters, sharding.make_mesh(settings().mesh))
+    size = {True: 0, False: 0}  # of the parameters that are split over fsdp, and of those that are not
+    for leaf, place in zip(jax.tree.leaves(network.abstract_parameters), jax.tree.leaves(shardings), strict=True):
+        size["fsdp" in place.spec] += 4 * leaf.size
+    moved = {}
+    for one in compiled().collectives:
+        moved[one.kind, one.axes] = moved.get((one.kind, one.axes), 0) + one.count * one.bytes
+    assert moved["reduce-scatter", "fsdp"] == size[True]
+    assert moved["all-reduce", "data"] == size[True] // 4
+    assert size[False] <= moved["all-reduce", "data+fsdp"] <= size[False] + 100  # and some scalars
+    assert moved["all-reduce", "fsdp"] < 1000  # scalars
+    assert {kind for kind, _ in moved} == {"all-gather", "reduce-scatter", "all-reduce"}
+
+
+def test_work_of_all_devices_is_counted():
+    one = dataclasses.replace(settings(), mesh=config_module.MeshSettings())
+    alone = program.compile_training(one, CHIP, jax.devices()[:1])
+    assert compiled().hardware_flops == pytest.approx(alone.hardware_flops)
+    assert compiled().model_flops == pytest.approx(alone.model_flops)
 
 
 def test_report_has_every_kind():

@@ -5,7 +5,6 @@ import re
 import jax
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.training.small import small_config
 from ucgm_jax import config as config_module
@@ -66,16 +65,7 @@ def test_unets_are_not_split_over_tensor(name):
         loop.Run(small_config(**changes, mesh__tensor=2))
 
 
-def test_microbatches_leave_rows_on_their_devices():
-    mesh = sharding.make_mesh(config_module.MeshSettings(data=2, fsdp=2, tensor=2))
-    x = jax.device_put(np.arange(16), sharding.batch_sharding(mesh))
-    parts = jax.jit(lambda x: sharding.microbatches(x, 2, mesh))(x)
-    assert parts.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"))), 2)
-    np.testing.assert_array_equal(parts, [[0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]])
-    where = lambda array: {
-        shard.device: set(np.asarray(shard.data).ravel().tolist()) for shard in array.addressable_shards
-    }
-    assert where(parts) == where(x)
+def test_microbatches_have_to_divide_over_the_devices():
     with pytest.raises(UserError, match="train.batch_size=16: must be a multiple of .* = 4 x 8"):
         loop.Run(small_config(train__gradient_accumulation=4))
 

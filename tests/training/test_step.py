@@ -1,18 +1,20 @@
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.training.small import small_config
 from ucgm_jax import config as config_module
 from ucgm_jax.data import pipeline, sources
 from ucgm_jax.method import transports
-from ucgm_jax.networks import names
-from ucgm_jax.training import optimizers, sharding
+from ucgm_jax.networks import convolutions, names
+from ucgm_jax.training import optimizers, placement, sharding
 from ucgm_jax.training import state as state_module
-from ucgm_jax.training.step import batch_loss, compile_step, zero_non_finite
+from ucgm_jax.training.step import batch_loss, compile_step, draw, loss_and_gradients, zero_non_finite
 
 
 @functools.cache
@@ -70,6 +72,38 @@ def test_eight_devices_train_like_one(changes, mesh):
     for part in (qkv(state.parameters), qkv(state.optimizer[0].mu), qkv(state.ema), qkv(state.target)):
         depth, features, three, heads, head = part.shape
         assert part.sharding.shard_shape(part.shape) == (depth, features // fsdp, three, heads // tensor, head)
+
+
+class Noisy(nnx.Module):
+    """One matrix product and dropout, called as networks with dropout are."""
+
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(8, 8, rngs=rngs)
+
+    def __call__(self, x, t, labels, dropout_keys=None):
+        return convolutions.dropout(self.linear(x), 0.5, dropout_keys)
+
+
+def test_dropout_does_not_depend_on_the_mesh_nor_on_microbatches():
+    network = names.Network(Noisy, name="noisy", shape=(8, 8, 8), num_classes=10, family="", options=None, dropout=True)
+    mesh = sharding.make_mesh(config_module.MeshSettings(data=2, fsdp=2, tensor=2))
+    parameters = network.init(jax.random.key(0))
+    settings = config_module.build(small_config(objective__target_decay=0.0))
+    batch = {"x": jax.random.normal(jax.random.key(1), (16, *network.shape)), "label": jnp.arange(16) % 10}
+    rows = draw(settings, batch, jax.random.key(2))
+
+    def compute(mesh, count):
+        one = dataclasses.replace(settings, train=dataclasses.replace(settings.train, gradient_accumulation=count))
+        spread = placement.on_each_part(functools.partial(loss_and_gradients, one), network, mesh)
+        return jax.jit(lambda parameters, rows: spread(parameters, None, rows))(parameters, rows)
+
+    loss, gradient = compute(None, 1)
+    for other in (compute(mesh, 1), compute(mesh, 2)):
+        assert other[0] == pytest.approx(float(loss), rel=1e-6)
+        compare = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+        jax.tree.map(compare, other[1], gradient)
+    kernel = compute(mesh, 1)[1]["linear"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (8, 4)
 
 
 def test_training_reduces_the_loss_and_compiles_once():

@@ -155,11 +155,15 @@ def attend_between_pixels(qkv: Array, heads: int, backend: str, normalise: Calla
     return attend(query, key, value, backend).reshape(batch, height, width, features // 3)
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Zeroes entries with probability `rate` and scales the others up; x where key is None or rate is 0."""
-    if key is None or rate == 0:
+def dropout(x: Array, rate: float, keys: Array | None) -> Array:
+    """Zeroes entries with probability `rate` and scales the others up; x where keys is None or rate is 0.
+
+    Every row of x, (B, ...), has a key of its own, (B,), so that it does not matter which rows are computed where.
+    """
+    if keys is None or rate == 0:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(kept, x / (1 - rate), 0)
 
 
 def run_blocks(
@@ -170,17 +174,17 @@ def run_blocks(
     embedding: Array,
     *,
     concatenate: Callable[[Array, Array], Array],
-    dropout_key: Array | None,
+    dropout_keys: Array | None,
 ) -> Array:
     """The way in and out of a U-Net.
 
     Args:
       settings: of the network.
-      encoder, decoder: the blocks of both plans by name; each is called with (x, embedding, a dropout key or None).
+      encoder, decoder: the blocks of both plans by name; each is called with (x, embedding, dropout keys or None).
       x: the first convolution's output.
       embedding: of time and label, (B, features).
       concatenate: joins the decoder's activation and the encoder's along the channels.
-      dropout_key: None for no dropout; each block draws from a key of its own.
+      dropout_keys: one of each row, (B,), or None for no dropout; each block draws from keys of its own.
 
     Returns:
       (B, H, W, C), C the channels of full resolution.
@@ -190,13 +194,13 @@ def run_blocks(
     def run(block: nnx.Module, x: Array) -> Array:
         nonlocal count
         count += 1
-        key = None if dropout_key is None else jax.random.fold_in(dropout_key, count)
+        keys = None if dropout_keys is None else jax.vmap(lambda key: jax.random.fold_in(key, count))(dropout_keys)
         if settings.remat == "none":
-            return block(x, embedding, key)
+            return block(x, embedding, keys)
         graph, parameters = nnx.split(block)
         call = lambda parameters, *inputs: nnx.merge(graph, parameters)(*inputs)
         policy = layers.REMATERIALISATION[settings.remat]
-        return jax.checkpoint(call, policy=policy)(parameters, x, embedding, key)
+        return jax.checkpoint(call, policy=policy)(parameters, x, embedding, keys)
 
     for plan in encoder_plan(settings):
         x = run(encoder[plan.name], x)

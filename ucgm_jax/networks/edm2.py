@@ -115,7 +115,7 @@ class Block(nnx.Module):
             self.qkv = Projection(outputs, 3 * outputs, rngs=rngs)
             self.projection = Projection(outputs, outputs, rngs=rngs)
 
-    def __call__(self, x: Array, embedding: Array, dropout_key: Array | None) -> Array:
+    def __call__(self, x: Array, embedding: Array, dropout_keys: Array | None) -> Array:
         plan = self.plan
         x = convolutions.resample(x, plan.resample)
         main = self.skip(x) if plan.inputs != plan.outputs else x
@@ -124,7 +124,7 @@ class Block(nnx.Module):
         y = self.convolution0(silu(x))
         scale = 1 + self.embedding(embedding, self.embedding_gain[...])
         y = silu(y * scale[:, None, None, :].astype(y.dtype))
-        y = self.convolution1(convolutions.dropout(y, self.settings.dropout, dropout_key))
+        y = self.convolution1(convolutions.dropout(y, self.settings.dropout, dropout_keys))
         x = weighted_sum(main, y, RESIDUAL_BALANCE)
         if plan.heads:
             x = weighted_sum(x, self._attention(x), ATTENTION_BALANCE)
@@ -153,7 +153,7 @@ class EDM2(nnx.Module):
         self.output = Projection(settings.model_channels * settings.multipliers[0], settings.channels, 3, rngs=rngs)
         self.output_gain = nnx.Param(jnp.zeros(()))
 
-    def __call__(self, x: Array, t: Array, labels: Array, dropout_key: Array | None = None) -> Array:
+    def __call__(self, x: Array, t: Array, labels: Array, dropout_keys: Array | None = None) -> Array:
         """F(x, t, labels): x (B, H, W, C), t (B,), labels (B,) int; returns (B, H, W, C) float32.
 
         Rows with the label num_classes are unconditional: nothing is added to their noise embedding.
@@ -168,7 +168,7 @@ class EDM2(nnx.Module):
             self.stem(x),
             embedding,
             concatenate=concatenate,
-            dropout_key=dropout_key,
+            dropout_keys=dropout_keys,
         )
         return self.output(x, self.output_gain[...]).astype(jnp.float32)
 

@@ -44,6 +44,8 @@ def count(jaxpr: Any) -> int:
             total += max(count(branch.jaxpr) for branch in parameters["branches"])
         else:
             turns = parameters["length"] if name == "scan" else 1
+            if name == "shard_map":  # what is inside is of one device, or of those of the axes left to the compiler
+                turns = math.prod(parameters["mesh"].shape[axis] for axis in parameters["newly_manual_axes"])
             total += turns * sum(count(inner) for inner in _inside(parameters))
     return total
 

@@ -296,4 +296,4 @@ def run_stack(blocks: nnx.Module, x: Array, *inputs: Any, remat: str, unroll: in
 
 
 def _all_but_placed(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name != "sharding_constraint"
+    return primitive.name not in ("all_gather", "sharding_constraint")

@@ -80,7 +80,7 @@ class Network(Functional):
       family: key of its conversion table.
       options: the frozen settings that fix the module, as its conversion table reads them.
       guided_channels: how many leading channels guidance changes; None for all.
-      dropout: whether the module takes a dropout key as its fourth argument.
+      dropout: whether the module takes dropout keys, one of each row, as its fourth argument.
       after_update: what training applies to the parameters after each update, and once to those that it starts from;
         None for nothing.
       stacks: names of the parameters that are blocks stacked along a leading axis, used one at a time.
@@ -109,9 +109,9 @@ class Network(Functional):
         x: jax.Array,
         t: jax.Array,
         labels: jax.Array,
-        dropout_key: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
     ) -> jax.Array:
-        """F(x, t, labels) for x (B, H, W, C), t (B,), labels (B,) int; dropout only where a key is given."""
+        """F(x, t, labels) for x (B, H, W, C), t (B,), labels (B,) int; dropout only where keys (B,) are given."""
         if self.placement is not None:
             stacked = {name: parameters[name] for name in self.stacks}
             single = {name: value for name, value in parameters.items() if name not in stacked}
@@ -119,11 +119,11 @@ class Network(Functional):
             x, t, labels = map(self.placement.activations, (x, t, labels))
         module = self.module(parameters)
         with placing(self.placement):
-            return module(x, t, labels, dropout_key) if self.dropout else module(x, t, labels)
+            return module(x, t, labels, dropout_keys) if self.dropout else module(x, t, labels)
 
-    def bind(self, parameters: Parameters, dropout_key: jax.Array | None = None) -> Callable:
+    def bind(self, parameters: Parameters, dropout_keys: jax.Array | None = None) -> Callable:
         """The network callable (x, t, labels) -> F of these parameters."""
-        return lambda x, t, labels: self.apply(parameters, x, t, labels, dropout_key)
+        return lambda x, t, labels: self.apply(parameters, x, t, labels, dropout_keys)
 
 
 # What sets the families of transformers apart: options of `transformer.TransformerSettings`.

@@ -67,11 +67,11 @@ class Block(nnx.Module):
             self.qkv = linear(outputs, 3 * outputs, kernel_init=xavier(math.sqrt(0.2)))
             self.projection = linear(outputs, outputs, kernel_init=NEARLY_ZERO)
 
-    def __call__(self, x: Array, embedding: Array, dropout_key: Array | None) -> Array:
+    def __call__(self, x: Array, embedding: Array, dropout_keys: Array | None) -> Array:
         plan = self.plan
         y = self.convolution0(convolutions.resample(nnx.silu(self.norm0(x)), plan.resample))
         y += self.embedding(embedding)[:, None, None, :].astype(y.dtype)
-        y = self.convolution1(convolutions.dropout(nnx.silu(self.norm1(y)), self.settings.dropout, dropout_key))
+        y = self.convolution1(convolutions.dropout(nnx.silu(self.norm1(y)), self.settings.dropout, dropout_keys))
         x = self.skip(convolutions.resample(x, plan.resample)) if has_skip(plan) else x
         x = (x + y) * RESIDUAL_SCALE
         if plan.heads:
@@ -102,11 +102,11 @@ class UNet(nnx.Module):
         self.output_norm = group_norm(outputs, settings.dtype, rngs)
         self.output = convolution(outputs, settings.channels, kernel_init=NEARLY_ZERO)
 
-    def __call__(self, x: Array, t: Array, labels: Array, dropout_key: Array | None = None) -> Array:
+    def __call__(self, x: Array, t: Array, labels: Array, dropout_keys: Array | None = None) -> Array:
         """F(x, t, labels): x (B, H, W, C), t (B,), labels (B,) int; returns (B, H, W, C) float32.
 
         Labels enter as one-hot vectors from two classes on; the label num_classes is a vector of zeros. Dropout only
-        where a key is given.
+        where keys (B,) are given.
         """
         settings = self.settings
         embedding = noise_features(2.68 * t - 1.59, settings.stem)
@@ -121,7 +121,7 @@ class UNet(nnx.Module):
             self.stem(x.astype(settings.dtype)),
             embedding,
             concatenate=lambda a, b: jnp.concatenate([a, b], axis=-1),
-            dropout_key=dropout_key,
+            dropout_keys=dropout_keys,
         )
         return self.output(nnx.silu(self.output_norm(x))).astype(jnp.float32)
 

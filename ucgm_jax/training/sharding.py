@@ -75,22 +75,6 @@ def batch_parts(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def microbatches(batch: Tree, count: int, mesh: Mesh | None) -> Tree:
-    """A batch's arrays (B, ...) as (count, B / count, ...), each row where it was.
-
-    Every microbatch takes as many rows from each device, so that none moves; on one device they are every part of the
-    batch in turn.
-    """
-    parts = batch_parts(mesh) if mesh else 1
-
-    def split(x: jax.Array) -> jax.Array:
-        grouped = x.reshape(parts, count, -1, *x.shape[1:])
-        x = grouped.swapaxes(0, 1).reshape(count, -1, *x.shape[1:])
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, *BATCH))) if mesh else x
-
-    return jax.tree.map(split, batch)
-
-
 def check_batch(batch_size: int, mesh: Mesh, key: str = "train.batch_size", microbatches: int = 1) -> None:
     """Raises a UserError unless the batch, and each microbatch, divides over the data and fsdp axes."""
     parts = batch_parts(mesh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,24 +36,22 @@ def training_frame(transport: Transport) -> tuple[Transport, Callable[[Callable]
     return transports.mirrored(transport), transports.mirrored_network
 
 
-def draw(settings: Settings, batch: Metrics, key: jax.Array) -> tuple[Metrics, jax.Array]:
-    """A batch {"x": (B, H, W, C), "label": (B,)} with "z", "t" and "dropped" of each row, and a key for dropout."""
+def draw(settings: Settings, batch: Metrics, key: jax.Array) -> Metrics:
+    """A batch {"x": (B, H, W, C), "label": (B,)} with "z", "t", "dropped" and "dropout_keys" of each row."""
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
     size = batch["x"].shape[0]
-    rows = batch | {
+    return batch | {
         "z": jax.random.normal(noise_key, batch["x"].shape, batch["x"].dtype),
         "t": times.training_times(time_key, size, settings.objective.time_distribution),
         "dropped": objective.dropped_rows(size, settings.objective.label_drop),
+        "dropout_keys": jax.random.split(dropout_key, size),
     }
-    return rows, dropout_key
 
 
-def rows_loss(
-    settings: Settings, network: Network, parameters: Any, target: Any | None, rows: Metrics, dropout_key: jax.Array
-) -> jax.Array:
+def rows_loss(settings: Settings, network: Network, parameters: Any, target: Any | None, rows: Metrics) -> jax.Array:
     """Mean UCGM-T loss of some rows of what `draw` gives; the other arguments as in `batch_loss`."""
     transport, frame = training_frame(transports.get(settings.transport))
-    bind = lambda weights: frame(network.bind(weights, dropout_key))
+    bind = lambda weights: frame(network.bind(weights, rows["dropout_keys"]))
     frozen = jax.lax.stop_gradient(parameters)
     losses, _ = objective.loss(
         settings.objective,
@@ -88,37 +87,27 @@ def batch_loss(
       batch: {"x": (B, H, W, C), "label": (B,)}.
       key: everything random of this step comes from it.
     """
-    return rows_loss(settings, network, parameters, target, *draw(settings, batch, key))
+    return rows_loss(settings, network, parameters, target, draw(settings, batch, key))
 
 
 def loss_and_gradients(
-    settings: Settings,
-    network: Network,
-    parameters: Any,
-    target: Any | None,
-    batch: Metrics,
-    key: jax.Array,
-    mesh: Mesh | None = None,
+    settings: Settings, network: Network, parameters: Any, target: Any | None, rows: Metrics
 ) -> tuple[jax.Array, Any]:
-    """`batch_loss` and its gradient, in `train.gradient_accumulation` microbatches one after the other.
+    """`rows_loss` and its gradient, in `train.gradient_accumulation` microbatches one after the other.
 
-    Noise, times and dropped labels are those of the whole batch, so that the result is the same to rounding; only
-    dropout inside the network is drawn anew for each microbatch.
+    Everything random comes with the rows, so that the result is the same to rounding.
     """
     count = settings.train.gradient_accumulation
+    value_and_grad = jax.value_and_grad(lambda p, some: rows_loss(settings, network, p, target, some))
     if count == 1:
-        loss = lambda parameters: batch_loss(settings, network, parameters, target, batch, key)
-        return jax.value_and_grad(loss)(parameters)
-    rows, dropout_key = draw(settings, batch, key)
-    rows = sharding.microbatches(rows, count, mesh)
+        return value_and_grad(parameters, rows)
 
-    def add(total: Any, part: Any) -> tuple[Any, None]:
-        some, number = part
-        loss = lambda p: rows_loss(settings, network, p, target, some, jax.random.fold_in(dropout_key, number))
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(parameters)), None
+    def add(total: Any, some: Metrics) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, value_and_grad(parameters, some)), None
 
+    microbatches = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), rows)
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, parameters))
-    total, _ = jax.lax.scan(add, zero, (rows, jnp.arange(count)))
+    total, _ = jax.lax.scan(add, zero, microbatches)
     return jax.tree.map(lambda value: value / count, total)
 
 
@@ -142,7 +131,8 @@ def train_step(
         target = ema.moving_average(target, state.parameters, target_decay)
         target_decay = ema.next_target_decay(target_decay, settings.objective.target_decay)
 
-    loss, gradients = loss_and_gradients(settings, network, state.parameters, target, batch, key, mesh)
+    compute = placement.on_each_part(functools.partial(loss_and_gradients, settings), network, mesh)
+    loss, gradients = compute(state.parameters, target, draw(settings, batch, key))
     gradients, non_finite = zero_non_finite(gradients)
     norm = optax.global_norm(gradients)
     if settings.optimizer.max_gradient_norm:
@@ -187,7 +177,6 @@ def compile_step(
     state_shardings: TrainState,
 ) -> Callable[[TrainState, Metrics], tuple[TrainState, Metrics]]:
     """The jitted training step: sharded over the mesh, its state donated."""
-    network = placement.placed(network, mesh)
     return jax.jit(
         lambda state, batch: train_step(settings, network, optimizer, state, batch, mesh),
         in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
