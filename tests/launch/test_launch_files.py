@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -41,12 +42,8 @@ KUBERNETES = ["--image=registry.example:5000/ucgm@sha256:1f", "--claim=disk", "-
 GPUS = [*KUBERNETES, "--pods=2", "--gpus=8"]
 TPUS = [*KUBERNETES, "--pods=4", "--tpus=4", "--tpu-accelerator=tpu-v5-lite-podslice", "--tpu-topology=4x4"]
 # Script -> what comes before the training's flags.
-SCRIPTS = {
-    "slurm.sh": [],
-    "mpi.sh": ["a,b,c,d", "--"],
-    "tpu_pod.sh": ["pod", "us-central2-b", "--"],
-    "kubernetes.sh": [*GPUS, "--"],
-}
+SCRIPTS = {"slurm.sh": [], "mpi.sh": ["a,b,c,d", "--"], "tpu_pod.sh": ["pod", "us-central2-b", "--"]}
+SCRIPTS["kubernetes.sh"] = [*GPUS, "--"]
 
 
 class Recorded:
@@ -104,6 +101,11 @@ def dry_run(monkeypatch, capsys):
         return capsys.readouterr().out.splitlines()
 
     return run
+
+
+def received(arguments):
+    """The arguments as Kubernetes gives them to the process: $(NAME) is a variable's value, $$ is $."""
+    return [re.sub(r"\$\$|\$\(HOME\)", lambda found: {"$$": "$"}.get(found[0], "/root"), text) for text in arguments]
 
 
 def manifest(text):
@@ -222,7 +224,7 @@ def test_manifest_for_gpus(recorded, dry_run):
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
     assert volume["persistentVolumeClaim"] == {"claimName": "disk"}
     assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/shared"}]
-    command = [argument.replace("$$", "$") for argument in container["command"]]  # as Kubernetes does
+    command = received(container["command"])
     assert command[3:] == ["--coordinator=job-0.job:8476", "--process-count=2", *TRAIN]
     environment = {"JOB_COMPLETION_INDEX": "1"}
     assert dry_run(command, environment)[0] == "process 1 of 2 (flags and Kubernetes), coordinator job-0.job:8476"
@@ -236,7 +238,7 @@ def test_manifest_for_tpus(recorded, dry_run):
         "cloud.google.com/gke-tpu-topology": "4x4",
     }
     assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
-    command = [argument.replace("$$", "$") for argument in pod["containers"][0]["command"]]
+    command = received(pod["containers"][0]["command"])
     assert command == ["python", "-m", "ucgm_jax.train", *TRAIN]
     told = {"JOB_COMPLETION_INDEX": "3", "TPU_WORKER_ID": "3"}
     told["TPU_WORKER_HOSTNAMES"] = ",".join(f"job-{index}.job" for index in range(4))
