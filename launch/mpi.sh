@@ -17,7 +17,8 @@ hosts="$1"
 shift 2
 IFS=, read -ra names <<<"$hosts"
 coordinator="${names[0]}:8476"
-command=(mpirun --host "${hosts//,/:1,}:1" --map-by node -np "${#names[@]}"
+# A process uses all cores of its host: mpirun would tie it to one of them. PATH: the same Python on every host.
+command=(mpirun --host "${hosts//,/:1,}:1" --map-by node --bind-to none -x PATH -np "${#names[@]}"
   python -m ucgm_jax.train "--coordinator=$coordinator" "$@")
 
 if [ -n "$dry" ]; then
@@ -30,12 +31,19 @@ if [ -n "$dry" ]; then
   done
   exit 0
 fi
-while true; do
-  code=0
-  "${command[@]}" || code=$?
+# Asked to stop, mpirun would kill after two seconds; but it hands SIGUSR1 on to every process, which then saves.
+stopped="" child=""
+trap 'trap "" TERM; stopped=1; [ -z "$child" ] || kill -USR1 "$child" || true' TERM
+while [ -z "$stopped" ]; do
+  "${command[@]}" &
+  child=$! code=0
+  wait "$child" || code=$?
+  if [ -n "$stopped" ]; then code=0; wait "$child" || code=$?; fi # the signal ended the first wait
+  child=""
   # 75: preempted and saved. 134: another host died. Anything else is for a person to see.
-  case "$code" in
-    75 | 134) echo "exit code $code: starting again in 30 s" >&2; sleep 30 ;;
+  case "$code:$stopped" in
+    75: | 134:) echo "exit code $code: starting again in 30 s" >&2; sleep 30 ;;
     *) exit "$code" ;;
   esac
 done
+exit 75

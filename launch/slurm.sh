@@ -17,12 +17,19 @@
 # again. --dry-run prints what would start and starts nothing. See docs/many_hosts.md.
 set -uo pipefail
 
+# One process that fails takes the others with it. Since Slurm 22.05 srun may not take over the job's --cpus-per-task.
+command=(srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"}
+  python -m ucgm_jax.train)
+
 if [ "${1:-}" = "--dry-run" ]; then
-  nodes="${2:?--dry-run: must be followed by the number of nodes}"
+  nodes="${2:-}"
+  if ! [[ "$nodes" =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: --dry-run: must be followed by the number of nodes" >&2
+    exit 2
+  fi
   shift 2
-  echo "on each of $nodes nodes, through srun --nodes=$nodes --ntasks-per-node=1 --kill-on-bad-exit=1:"
-  printf '  python -m ucgm_jax.train'
-  printf ' %q' "$@"
+  echo "in a job of $nodes nodes with one task each:"
+  printf ' %q' "${command[@]}" "$@"
   echo
   for ((index = 0; index < nodes; index++)); do
     echo "node $index:"
@@ -33,8 +40,7 @@ if [ "${1:-}" = "--dry-run" ]; then
 fi
 
 cd "${SLURM_SUBMIT_DIR:-.}"
-# --signal reaches the steps, not this shell. One process that fails takes the others with it.
-srun --kill-on-bad-exit=1 python -m ucgm_jax.train "$@"
+"${command[@]}" "$@" # --signal reaches the steps, not this shell
 code=$?
 # 75: preempted and saved. 134: another host died.
 if [ "$code" -eq 75 ] || [ "$code" -eq 134 ]; then

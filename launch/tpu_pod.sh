@@ -4,7 +4,7 @@
 #   launch/tpu_pod.sh [--dry-run] NAME ZONE -- --config=configs/... --workdir=/shared/run [--config.key=value ...]
 #
 # NAME and ZONE are the TPU's; the checkout has to lie in ~/ucgm_jax on every host (or in UCGM_CHECKOUT), and
-# --workdir on a file system that all hosts share.
+# --workdir on a file system that all hosts share. UCGM_PYTHON names the hosts' Python (3.11 or newer; python3).
 # --dry-run prints the commands and starts nothing. See docs/many_hosts.md.
 set -euo pipefail
 
@@ -18,7 +18,7 @@ name="$1" zone="$2"
 shift 3
 flags="$(printf '%q ' "$@")"
 # --coordinator=auto: JAX asks the TPU's metadata server which hosts there are.
-remote="cd ${UCGM_CHECKOUT:-~/ucgm_jax} && python3 -m ucgm_jax.train --coordinator=auto ${flags% }"
+remote="cd ${UCGM_CHECKOUT:-~/ucgm_jax} && ${UCGM_PYTHON:-python3} -m ucgm_jax.train --coordinator=auto ${flags% }"
 command=(gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$remote")
 
 if [ -n "$dry" ]; then

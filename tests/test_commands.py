@@ -35,7 +35,7 @@ CONFIG = "--config=configs/digits.py"
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([CONFIG, "--config.train.stepz=3"], "stepz.*steps"),
+        ([CONFIG, "--config.train.stepz=3"], "unknown key: .stepz. Did you mean .steps"),
         ([CONFIG, "--config.train.steps=many"], "train.steps=many"),
         (["--config=configs/nothing.py"], "--config: .*No such file or directory: .configs/nothing.py."),
         ([], "--config: must name a config file"),

@@ -1,8 +1,14 @@
 """Who takes part in a run, from flags and from what schedulers say; and what would start where."""
 
+import contextlib
+import os
 import pathlib
+import random
+import signal
+import socket
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -11,7 +17,7 @@ from ucgm_jax import hosts, train
 from ucgm_jax.errors import UserError
 from ucgm_jax.hosts import Hosts
 
-LAUNCH = pathlib.Path(__file__).resolve().parents[1] / "launch"
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def find(environment, *flags):
@@ -108,15 +114,76 @@ def test_dry_run_says_what_would_start_and_writes_nothing(tmp_path, monkeypatch,
         call("--config.train.gradient_accumulation=6")
 
 
-def test_launch_scripts_print_what_they_would_start():
-    text = lambda *command: subprocess.run(command, capture_output=True, text=True, cwd=LAUNCH.parent)
-    flags = ["--config=configs/digits.py", "--workdir=/shared/my run"]
-    pod = text(str(LAUNCH / "tpu_pod.sh"), "--dry-run", "pod", "us-central2-b", "--", *flags)
-    assert pod.returncode == 0, pod.stderr
-    assert "python3 -m ucgm_jax.train --coordinator=auto --config=configs/digits.py" in pod.stdout
-    assert "gcloud compute tpus tpu-vm ssh pod --zone=us-central2-b --worker=all" in pod.stdout
-    for script in ("tpu_pod.sh", "mpi.sh"):
-        wrong = text(str(LAUNCH / script), "--dry-run", "pod")
-        assert wrong.returncode == 2 and wrong.stderr.startswith("error: usage: ")
-    for script in LAUNCH.glob("*.sh"):
-        assert text("bash", "-n", str(script)).returncode == 0, script
+JOIN = """
+import sys
+
+from ucgm_jax import hosts
+
+hosts.PORT = int(sys.argv.pop(1))
+hosts.start(hosts.find(hosts.take_flags(sys.argv)[1]))
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+print(jax.process_index(), *multihost_utils.process_allgather(np.asarray(10 + jax.process_index())))
+"""
+
+
+def launched(scheduler, index, port):
+    """The variables and flags with which a scheduler starts one of two processes on this machine."""
+    coordinator = f"--coordinator=localhost:{port}"
+    mpi = {"RANK": index, "SIZE": 2, "LOCAL_RANK": index, "LOCAL_SIZE": 2}
+    slurm = {"JOB_ID": port - 61440, "STEP_NODELIST": "localhost", "STEP_NUM_NODES": 1, "NTASKS": 2}
+    return {
+        "flags": ({}, [coordinator, f"--process-index={index}", "--process-count=2"]),
+        "Open MPI": ({f"OMPI_COMM_WORLD_{name}": value for name, value in mpi.items()}, [coordinator]),
+        "SLURM": (
+            {f"SLURM_{name}": value for name, value in (slurm | {"PROCID": index, "LOCALID": index}).items()},
+            [],
+        ),
+        "Kubernetes": ({"JOB_COMPLETION_INDEX": index}, [coordinator, "--process-count=2"]),
+        "TPU pod": ({"TPU_WORKER_HOSTNAMES": "localhost,localhost", "TPU_WORKER_ID": index}, []),
+    }[scheduler]
+
+
+def free_port():
+    """One from the range that SLURM's jobs use."""
+    while True:
+        port = 61440 + random.randrange(4096)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("localhost", port))
+            return port
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["flags", "Open MPI", "SLURM", "Kubernetes", "TPU pod"])
+def test_two_processes_find_each_other(scheduler):
+    port, started = free_port(), []
+    for index in range(2):
+        variables, flags = launched(scheduler, index, port)
+        environment = os.environ | {name: str(value) for name, value in variables.items()}
+        environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+        command = [sys.executable, "-c", JOIN, str(port), *flags]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, env=environment, cwd=ROOT, **pipes))
+    for index, process in enumerate(started):
+        output, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+        assert output.splitlines()[-1] == f"{index} 10 11"
+
+
+def test_sigusr1_is_passed_on_as_sigterm():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    seen = []
+    try:
+        hosts.start(Hosts())
+        signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+        os.kill(os.getpid(), signal.SIGUSR1)
+        deadline = time.monotonic() + 10
+        while not seen and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGUSR1), before, strict=True):
+            signal.signal(number, handler)
+    assert seen == [signal.SIGTERM]

@@ -357,8 +357,9 @@ def parse_flags(argv: list[str], **others: tuple[Any, str]) -> tuple[ml_collecti
     except OSError as error:  # what config_flags raises, on first use, for a file that it could not load
         raise UserError(f"--config: {' '.join(str(error.__cause__ or error).split())}") from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        # config_flags reports an unknown override as an AttributeError that proposes a similar key.
-        message = " ".join(str(error).replace("\\'", "'").strip("'\"").split())
+        # config_flags reports an unknown override as an AttributeError of a KeyError that proposes a similar key.
+        reason = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
+        message = " ".join(str(reason.args[0] if isinstance(reason, KeyError) and reason.args else reason).split())
         raise UserError(
             f"--config: unknown key: {message}" if isinstance(error, AttributeError) else message
         ) from error

@@ -17,6 +17,8 @@ import argparse
 import dataclasses
 import os
 import re
+import signal
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -106,7 +108,12 @@ def find(given: argparse.Namespace, environment: Mapping[str, str] = os.environ)
 
 
 def start(hosts: Hosts) -> None:
-    """Joins the other processes. To be called before anything else of JAX; does nothing for a single process."""
+    """Joins the other processes, if there are any. To be called before anything else of JAX.
+
+    From here on SIGUSR1 means what SIGTERM means: mpirun hands on the former alone.
+    """
+    if threading.current_thread() is threading.main_thread():  # Python has handlers there alone
+        signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     if not hosts.coordinator:
         return
     import jax
