@@ -68,7 +68,7 @@ class OptimizerSettings:
       name: of the optimiser.
       learning_rate: peak learning rate (a factor, usually 1, for d_adaptation_adamw).
       beta1, beta2: decay of the first and of the second moment.
-      weight_decay: decoupled weight decay.
+      weight_decay: decoupled from the gradient, but for adam and radam a part of it.
       epsilon: 0 takes the optimiser's published value.
       max_gradient_norm: clip gradients by this global norm; 0 does not.
       warmup_steps: steps of linear warm-up from 0.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ucgm_jax.networks.attention import attend, splash
+from ucgm_jax.networks.attention import attend, splash, traced_for
 from ucgm_jax.networks.names import NetworkSettings
 
 
@@ -41,6 +41,14 @@ def test_kernel_for_tpus(tokens, features):
     plain = jax.jit(lambda: both(lambda *a: attend(*a, "xla")))()
     for one, other in zip(ours, plain, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_automatic_choice_for_devices_that_are_not_there():
+    long, short = (jax.ShapeDtypeStruct((1, tokens, 2, 64), jnp.float32) for tokens in (2048, 64))
+    kernels = lambda x: str(jax.make_jaxpr(lambda q, k, v: attend(q, k, v, "auto"))(x, x, x)).count("pallas_call")
+    with traced_for("tpu"):
+        assert kernels(long) and not kernels(short)
+    assert not kernels(long)
 
 
 def test_fused_backends_have_no_forward_mode():

@@ -43,6 +43,14 @@ def test_golden_updates(name, float64):
             assert relative_error(weights[k], vectors[f"{published}/{k}"][i]) < 1e-6, (k, i)
 
 
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_weight_decay_pulls_weights_to_zero(name):
+    optimizer = optimizers.build(OptimizerSettings(name=name, learning_rate=0.1, weight_decay=0.5))
+    weights = {"w": jnp.asarray([3.0, -2.0])}
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, weights), optimizer.init(weights), weights)
+    assert updates["w"][0] < 0 < updates["w"][1]
+
+
 @pytest.mark.parametrize("name", ["cautious_adamw", "cautious_lion"])
 def test_cautious_mask_is_rescaled_for_each_block_of_a_stack(name):
     rng = np.random.default_rng(0)
@@ -87,5 +95,5 @@ def test_warm_up_and_cosine():
 
 
 def test_unknown_name_lists_what_exists():
-    with pytest.raises(UserError, match="optimizer.name='sgd': must be one of adam, adamw, radam"):
+    with pytest.raises(UserError, match="optimizer.name='sgd': must be one of adam, radam, adamw"):
         optimizers.build(OptimizerSettings(name="sgd"))

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,12 +134,14 @@ class TestWorkFolder:
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+FEW_STEP = {"objective__consistency_ratio": 1.0, "objective__target_decay": 1.0}
+
+
 def test_few_step_run_starts_from_one_checkpoint_and_learns_from_another(tmp_path):
     loop.train(small_config(train__steps=2), tmp_path / "first")
     loop.train(small_config(train__steps=2, seed=1), tmp_path / "second")
     few_step = small_config(
-        objective__consistency_ratio=1.0,
-        objective__target_decay=1.0,
+        **FEW_STEP,
         train__init_from=str(tmp_path / "first"),
         train__teacher_from=str(tmp_path / "second"),
     )
@@ -150,6 +153,32 @@ def test_few_step_run_starts_from_one_checkpoint_and_learns_from_another(tmp_pat
         jax.tree.map(np.testing.assert_array_equal, part, checkpoints.read_weights(found, abstract, placed))
 
 
+def test_goes_on_without_the_checkpoint_that_it_started_from(tmp_path):
+    loop.train(small_config(train__steps=1), tmp_path / "first")
+    few_step = lambda steps: small_config(**FEW_STEP, train__steps=steps, train__init_from=str(tmp_path / "first"))
+    loop.train(few_step(1), tmp_path / "run")
+    shutil.rmtree(tmp_path / "first")
+    assert int(loop.train(few_step(2), tmp_path / "run").step) == 2
+    with pytest.raises(UserError, match="train.init_from=.*no such folder"):
+        loop.train(few_step(2), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (FEW_STEP, "train.init_from='': must name a checkpoint"),
+        ({"train__teacher_from": "runs/teacher"}, "train.teacher_from=runs/teacher: needs a frozen target network"),
+        ({"sampler__order": 2, "sampler__gaps": (0.0, 0.001), "sampler__steps": 3}, "sampler.*gap"),
+    ],
+    ids=["frozen at random weights", "a teacher that is never asked", "a sampler for the pictures"],
+)
+def test_mistakes_are_found_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        loop.train(small_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_stops_after_a_run_of_bad_steps_with_a_clear_message(tmp_path, monkeypatch):
     from ucgm_jax.data import sources
 
@@ -157,8 +186,14 @@ def test_stops_after_a_run_of_bad_steps_with_a_clear_message(tmp_path, monkeypat
     monkeypatch.setattr(
         sources.ArraySource, "read", lambda self, *a: read(self, *a) | {"x": read(self, *a)["x"] * np.nan}
     )
-    with pytest.raises(loop.BadSteps, match="stopped at step 5: 5 steps in a row.*train.max_bad_steps"):
-        loop.train(small_config(train__max_bad_steps=5), tmp_path / "run")
+    config = lambda steps: small_config(
+        train__max_bad_steps=5, train__steps=steps, train__log_every=10, train__checkpoint_every=7
+    )
+    with pytest.raises(loop.BadSteps, match="stopped at step 10: 5 steps in a row.*train.max_bad_steps"):
+        loop.train(config(20), tmp_path / "run")
+    assert checkpoints.find(tmp_path / "run").step == 7
+    monkeypatch.undo()  # what was wrong with the data is mended
+    assert int(loop.train(config(12), tmp_path / "run").bad_steps) == 0
 
 
 class TestConvertedOptimizer:

@@ -10,7 +10,7 @@ from tests.training.small import small_config
 from ucgm_jax import config as config_module
 from ucgm_jax.errors import UserError
 from ucgm_jax.networks import flops, names
-from ucgm_jax.training import loop, sharding
+from ucgm_jax.training import loop, sharding, speed
 from ucgm_jax.training.speed import forward_units, peak_flops
 
 NAMES = ("TiT-XL/2", "SiT-B/4", "LightningDiT-XL/1", "DDT-XL/2", "EDM2-S", "UNet+")
@@ -84,6 +84,30 @@ def test_operations_are_those_published(name, published):
         per_token = features * (4 * features + 2 * tokens) + 3 * features * int(8 / 3 * features)
         published = depth * (tokens * per_token + 6 * features**2)
     assert flops.forward_flops(network) / 2 == pytest.approx(published, rel=0.04)
+
+
+@pytest.mark.parametrize("backend", ["cudnn", "pallas"])
+def test_products_inside_kernels_are_counted(backend):
+    build = lambda attention: names.build(
+        names.NetworkSettings("TiT-S/2", depth=1, compute_dtype="bfloat16", attention=attention), (32, 32, 4), 10
+    )
+    assert flops.forward_flops(build(backend)) == flops.forward_flops(build("xla"))
+
+
+def test_rates_leave_out_what_is_not_training(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(speed.time, "monotonic", lambda: clock[0])
+    one = speed.Speed(images=8, flops=1e12, devices=jax.devices()[:1], first=0)
+    clock[0] = 2.0
+    with one.paused(None):
+        clock[0] = 100.0
+    with one.waiting():
+        clock[0] = 101.0
+    clock[0] = 102.0
+    rates = one.scalars(4)
+    assert (rates["steps_per_second"], rates["input_seconds"], rates["device_seconds"]) == (1.0, 0.25, 0.75)
+    clock[0] = 103.0
+    assert one.scalars(5)["images_per_second"] == 8
 
 
 def test_forward_units_of_a_step():

@@ -5,7 +5,7 @@ xla       everywhere       all                 any                        yes   
 cudnn     NVIDIA Ampere+   bfloat16, float16   features a multiple of 8   yes        no
 pallas    TPU              all                 any (padded to 128 lanes)  yes        no
 auto      "cudnn" where this process runs on an NVIDIA GPU and that takes the arrays; "pallas" where it runs on a TPU
-          and there are at least `LONG` tokens; else "xla"
+          and there are at least `LONG` tokens; else "xla". Programs for other devices: `traced_for`
 
 UCGM-T needs no forward-mode derivative at any consistency ratio (it takes finite differences), so that all of them
 train; who wants `jax.jvp` through a network sets "xla".
@@ -13,8 +13,10 @@ train; who wants `jax.jvp` through a network sets "xla".
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,22 @@ LONG = 1024
 LANES = 128  # of a TPU's vector registers
 
 
+_traced_for: contextvars.ContextVar[str] = contextvars.ContextVar("traced_for", default="")
+
+
+@contextlib.contextmanager
+def traced_for(platform: str) -> Iterator[None]:
+    """Networks that are traced inside choose as on "cpu" or "tpu", whatever this process runs on.
+
+    With "counting" all backends are "xla": its matrix products can be seen in the trace, those inside kernels cannot.
+    """
+    token = _traced_for.set(platform)
+    try:
+        yield
+    finally:
+        _traced_for.reset(token)
+
+
 def attend(query: Array, key: Array, value: Array, backend: str) -> Array:
     """softmax(query key^T / sqrt(head_features)) value for (B, N, heads, head_features) arrays.
 
@@ -36,18 +54,20 @@ def attend(query: Array, key: Array, value: Array, backend: str) -> Array:
       query, key, value: of one shape and dtype.
       backend: one of `BACKENDS`; see the table above.
     """
+    if _traced_for.get() == "counting":
+        backend = "xla"
     if backend == "auto":
-        backend = _choose(query)
-    if backend == "pallas":
-        placement = current_placement()
-        # The compiler cannot split a kernel over devices by itself.
-        spread = placement.spread if placement is not None else lambda function: function
-        return spread(splash)(query, key, value)
-    return jax.nn.dot_product_attention(query, key, value, implementation=backend)
+        backend = _choose(query, _traced_for.get() or jax.default_backend())
+    if backend == "xla":
+        return jax.nn.dot_product_attention(query, key, value, implementation="xla")
+    kernel = splash if backend == "pallas" else functools.partial(jax.nn.dot_product_attention, implementation=backend)
+    placement = current_placement()
+    # The compiler cannot split a kernel over devices by itself.
+    return (kernel if placement is None else placement.spread(kernel))(query, key, value)
 
 
-def _choose(query: Array) -> str:
-    platform, (_, tokens, _, features) = jax.default_backend(), query.shape
+def _choose(query: Array, platform: str) -> str:
+    _, tokens, _, features = query.shape
     if platform == "gpu" and "NVIDIA" in jax.devices()[0].device_kind.upper():
         takes = query.dtype in (jnp.bfloat16, jnp.float16) and features % 8 == 0 and features <= 128
         return "cudnn" if takes else "xla"

@@ -7,21 +7,27 @@ everything else (norms, activations, softmax) is left out, as is usual for model
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ucgm_jax.networks.attention import traced_for
 from ucgm_jax.networks.names import Network
 
 
 def forward_flops(network: Network) -> int:
     """Operations of one forward pass of one example, by tracing it; nothing is computed."""
     batch = lambda shape, dtype: jax.ShapeDtypeStruct((1, *shape), dtype)
-    traced = jax.make_jaxpr(network.apply)(
-        network.abstract_parameters, batch(network.shape, jnp.float32), batch((), jnp.float32), batch((), jnp.int32)
-    )
-    return count(traced.jaxpr)
+    inputs = batch(network.shape, jnp.float32), batch((), jnp.float32), batch((), jnp.int32)
+    return operations(lambda *arguments: network.apply(*arguments), network.abstract_parameters, *inputs)
+
+
+def operations(function: Callable, *arguments: Any) -> int:
+    """Operations of a function of (abstract) arrays that was not traced before."""
+    with traced_for("counting"):
+        return count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def count(jaxpr: Any) -> int:

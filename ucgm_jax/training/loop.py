@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -19,7 +20,7 @@ from ucgm_jax.data import pipeline, sources
 from ucgm_jax.errors import RunError, UserError, user_errors
 from ucgm_jax.evaluation import during, outputs, pictures
 from ucgm_jax.evaluation.generate import Generator, balanced_labels
-from ucgm_jax.method import transports
+from ucgm_jax.method import sampler, transports
 from ucgm_jax.networks import flops, names
 from ucgm_jax.training import checkpoints, optimizers, sharding, work_folder
 from ucgm_jax.training import state as state_module
@@ -50,7 +51,9 @@ class Run:
     def __init__(self, config: ml_collections.ConfigDict):
         settings: Settings = config_module.build(config)
         with user_errors():
-            transports.get(settings.transport)
+            transport = transports.get(settings.transport)
+        with user_errors("sampler."):
+            sampler.coefficients(settings.sampler, transport)
         self.mesh = sharding.make_mesh(settings.mesh)
         sharding.check_batch(settings.train.batch_size, self.mesh, microbatches=settings.train.gradient_accumulation)
         self.optimizer = optimizers.build(settings.optimizer)
@@ -72,33 +75,36 @@ class Run:
         self.images = (None, None)
         if settings.train.sample_every:
             self.images = outputs.with_images(settings, self.mesh, known=self.normalisation, key="autoencoder.weights")
-        self._init_from = self._find(settings.train.init_from, "train.init_from")
-        if settings.train.init_optimizer and not self._init_from:
-            raise UserError("train.init_optimizer=True: needs train.init_from")
-        self._teacher_from = self._find(settings.train.teacher_from, "train.teacher_from")
+        _check_start(settings)
         self.abstract = state_module.abstract(self.network, self.optimizer, settings.objective)
         self.shardings = state_module.shardings(self.abstract, self.optimizer, self.mesh)
 
-    def _find(self, folder: str, key: str) -> checkpoints.Found | None:
+    def _find(self, key: str) -> checkpoints.Found | None:
+        folder = getattr(self.settings.train, key)
         if not folder:
             return None
-        found = checkpoints.find(folder, key)
+        found = checkpoints.find(folder, f"train.{key}")
         theirs, ours = found.settings.transport, self.settings.transport
         if theirs != ours:
-            raise UserError(f"{key}={folder}: was trained with transport={theirs}, this run has {ours}")
+            raise UserError(f"train.{key}={folder}: was trained with transport={theirs}, this run has {ours}")
         return found
 
     def start(self) -> TrainState:
-        """The state before the first step, made where it will live."""
-        parameters = self._weights(self._init_from)
-        teacher = self._weights(self._teacher_from) if self._teacher_from else None
+        """The state before the first step, made where it will live.
+
+        Raises:
+          UserError: a checkpoint to start from is not there or does not fit.
+        """
+        init_from, teacher_from = self._find("init_from"), self._find("teacher_from")
+        parameters = self._weights(init_from)
+        teacher = self._weights(teacher_from) if teacher_from else None
         prepare = self.network.after_update or (lambda parameters: parameters)
         create = lambda p, teacher: state_module.create(prepare(p), teacher, self.optimizer, self.settings.objective)
         state = jax.jit(create, out_shardings=self.shardings)(parameters, teacher)
         if not self.settings.train.init_optimizer:
             return state
         moments = checkpoints.read_moments(
-            self._init_from,
+            init_from,
             self.network.abstract_parameters,
             self.shardings.parameters,
             state.optimizer,
@@ -112,6 +118,13 @@ class Run:
             return checkpoints.read_weights(found, self.network.abstract_parameters, placed)
         key = jax.random.fold_in(jax.random.key(self.settings.seed), 2**31 - 1)  # no step has this number
         return jax.jit(self.network.init, out_shardings=placed)(key)
+
+    def resume(self, saved: Checkpoints, step: int) -> tuple[TrainState, int]:
+        """The state and the position in the data of a checkpoint; steps that went badly before it count no more."""
+        state, position = saved.restore(step, self.abstract, self.shardings)
+        if int(state.bad_steps) >= self.settings.train.max_bad_steps:
+            state = state.replace(bad_steps=jax.device_put(np.int32(0), self.shardings.bad_steps))
+        return state, position
 
     def describe(self) -> str:
         """Model size, mesh and bytes per device, for the log."""
@@ -133,6 +146,23 @@ class Run:
         for dimension, size in sharding.undivided(self.abstract.parameters, self.mesh).items():
             lines.append(f"does not divide, stays whole: {dimension}; costs {copies * size / 2**20:.1f} MiB per device")
         return "\n".join(lines)
+
+
+def _check_start(settings: Settings) -> None:
+    """Raises a UserError where a run would not start from, or not learn from, what its config says."""
+    train, frozen = settings.train, settings.objective.target_decay == 1 and settings.objective.uses_target_network
+    if train.init_optimizer and not train.init_from:
+        raise UserError("train.init_optimizer=True: needs train.init_from")
+    if train.teacher_from and not frozen:
+        raise UserError(
+            f"train.teacher_from={train.teacher_from}: needs a frozen target network: objective.target_decay=1 and "
+            "objective.enhancement_ratio other than 0"
+        )
+    if frozen and not train.init_from and not train.teacher_from:
+        raise UserError(
+            "train.init_from='': must name a checkpoint (or train.teacher_from): with objective.target_decay=1 the "
+            "target network stays what it starts as"
+        )
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> TrainState:
@@ -157,7 +187,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Tra
     saved = Checkpoints(workdir, settings.train.keep_checkpoints, run.normalisation)
     latest = saved.latest_step()
     if latest is not None:
-        state, position = saved.restore(latest, run.abstract, run.shardings)
+        state, position = run.resume(saved, latest)
         LOG.info("resumed from step %d", latest)
     elif state is None:
         state = run.start()
@@ -211,28 +241,28 @@ def _steps(
     samples = _sample_grid(run) if train.sample_every else None
     log, window = _Log(run, workdir, first), ProfileWindow(workdir / "profile", train.profile_from, train.profile_steps)
     evaluate = during.evaluator(run.settings, run.network, run.source, run.mesh) if train.evaluate_every else None
-    for number in range(first + 1, train.steps + 1):
-        with log.speed.waiting():
-            batch = next(batches)
-        window.before(number)
-        state, metrics = step(state, batch)
-        window.after(number, metrics)
-        is_last, stops = number == train.steps, preemption.reached(number)
-        if number % train.log_every == 0 or is_last or stops:
-            log.write(number, metrics)
-        if is_last or stops or (train.checkpoint_every and number % train.checkpoint_every == 0):
-            saved.save(number, state, number * train.batch_size, run.config)
-        if stops and not is_last:
-            log.close()
-            window.close()
-            raise processes.Preempted(f"preempted: step {number} is saved; the same command goes on from there")
-        if samples and (is_last or number % train.sample_every == 0):
-            pictures_folder = workdir / "samples"
-            samples(state.ema, pictures_folder / f"{number:08d}.png")
-        if evaluate and (is_last or number % train.evaluate_every == 0):
-            log.writer.write(number, evaluate(state.ema))
-    log.close()
-    window.close()
+    with contextlib.closing(log), contextlib.closing(window):
+        for number in range(first + 1, train.steps + 1):
+            with log.speed.waiting():
+                batch = next(batches)
+            window.before(number)
+            state, metrics = step(state, batch)
+            window.after(number, metrics)
+            stops = preemption.reached(number)
+            is_last = number == train.steps
+            if stops or is_last or number % train.log_every == 0:
+                log.write(number, metrics)
+            if stops or is_last or (train.checkpoint_every and number % train.checkpoint_every == 0):
+                with log.speed.paused(metrics):
+                    saved.save(number, state, number * train.batch_size, run.config)
+            if stops and not is_last:
+                raise processes.Preempted(f"preempted: step {number} is saved; the same command goes on from there")
+            if samples and (is_last or number % train.sample_every == 0):
+                with log.speed.paused(metrics):
+                    samples(state.ema, workdir / "samples" / f"{number:08d}.png")
+            if evaluate and (is_last or number % train.evaluate_every == 0):
+                with log.speed.paused(metrics):
+                    log.writer.write(number, evaluate(state.ema))
     return state
 
 

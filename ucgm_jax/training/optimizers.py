@@ -76,11 +76,14 @@ def _cautious_lion(settings: OptimizerSettings, rate: optax.Schedule) -> optax.G
 
 
 OPTIMIZERS: dict[str, Callable[[OptimizerSettings, optax.Schedule], optax.GradientTransformation]] = {
-    "adam": lambda s, rate: optax.adam(rate, s.beta1, s.beta2, s.epsilon or 1e-8),
-    "adamw": lambda s, rate: optax.adamw(rate, s.beta1, s.beta2, s.epsilon or 1e-8, weight_decay=s.weight_decay),
+    # These two take weight decay as a part of the gradient, as in PyTorch; the others decouple it.
+    "adam": lambda s, rate: optax.chain(
+        optax.add_decayed_weights(s.weight_decay), optax.adam(rate, s.beta1, s.beta2, s.epsilon or 1e-8)
+    ),
     "radam": lambda s, rate: optax.chain(
         optax.add_decayed_weights(s.weight_decay), optax.radam(rate, s.beta1, s.beta2, s.epsilon or 1e-8)
     ),
+    "adamw": lambda s, rate: optax.adamw(rate, s.beta1, s.beta2, s.epsilon or 1e-8, weight_decay=s.weight_decay),
     "lion": lambda s, rate: optax.lion(rate, s.beta1, s.beta2, weight_decay=s.weight_decay),
     "cautious_adamw": _cautious_adamw,
     "cautious_lion": _cautious_lion,

@@ -73,6 +73,14 @@ class Speed:
         yield
         self._waited += time.monotonic() - start
 
+    @contextlib.contextmanager
+    def paused(self, results: Any) -> Iterator[None]:
+        """Waits for what the last step computes; the time inside, which is not spent on steps, is no part of rates."""
+        jax.block_until_ready(results)
+        start = time.monotonic()
+        yield
+        self._start += time.monotonic() - start
+
     def scalars(self, step: int) -> dict[str, float]:
         """Rates since the last call. To be called when the results of `step` have arrived on the host.
 
