@@ -1,18 +1,20 @@
-"""How fast latents are read: python benchmarks/reading.py [--examples=8192] [--cpu=0].
+"""How fast latents are read: python -m benchmarks.reading [--examples=8192] [--cpu=0].
 
 Three figures, on one core, from the same shards of 32 x 16 x 16 latents in the published layout:
 - items a second of processor time, of `data.pipeline.batches` and of a PyTorch Dataset that opens the shard for every
   item, as the published code does (processor time, so that other programs on the machine count less);
 - memory of the process over an epoch;
 - time of a training step with real data and with a batch that stays on the device (--steps=N; uses all cores).
+
+Updates benchmarks/results/reading.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pathlib
-import platform
 import statistics
 import tempfile
 import time
@@ -20,12 +22,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from benchmarks.metrics import machine
 from ucgm_jax.conversion import safetensors_format
 from ucgm_jax.data import latents, pipeline
 from ucgm_jax.data.latents import KEYS
 
 SHAPE = (32, 16, 16)
 CLASSES = 1000
+RESULTS = pathlib.Path(__file__).parent / "results" / "reading.json"
 
 
 def write_shards(folder: pathlib.Path, examples: int, shards: int = 4) -> None:
@@ -152,6 +156,30 @@ def step_times(folder: pathlib.Path, batch_size: int, steps: int, hidden_size: i
     return statistics.median(results["synthetic"]), statistics.median(results["real"])
 
 
+def compare_readers(folder: pathlib.Path, batch_size: int, seconds: float, rounds: int) -> dict[str, object]:
+    """Items a second of both readers, in turn; of ours alone where there is no torch."""
+    compared = {"pipeline": ours(folder, batch_size)}
+    try:
+        compared["file per item"] = file_per_item(folder, batch_size)
+        next(compared["file per item"])
+    except ImportError as error:
+        print(f"file per item: needs {error.name}")
+        del compared["file per item"]
+    next(compared["pipeline"])
+    rates: dict[str, list[float]] = {name: [] for name in compared}
+    for _ in range(rounds):
+        for name, batches in compared.items():
+            rates[name].append(items_per_second(batches, seconds))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    for name, values in rates.items():
+        print(f"{name}: {medians[name]:,.0f} items/s ({min(values):,.0f} to {max(values):,.0f})")
+    result: dict[str, object] = {"items_per_processor_second": {name: round(rate) for name, rate in medians.items()}}
+    if len(medians) == 2:
+        result["ratio"] = round(medians["pipeline"] / medians["file per item"], 2)
+        print(f"ratio: {result['ratio']}")
+    return result
+
+
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -160,41 +188,33 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each round")
     parser.add_argument("--rounds", type=int, default=5, help="of both readers, in turn")
     parser.add_argument("--cpu", type=int, default=0, help="the core to use; -1 for all")
-    parser.add_argument("--steps", type=int, default=0, help="also compare training steps, so many")
+    parser.add_argument("--steps", type=int, default=0, help="compare training steps instead, so many")
     parser.add_argument("--hidden-size", type=int, default=768, help="of the TiT-B/2 of --steps")
     parser.add_argument("--depth", type=int, default=12, help="of the TiT-B/2 of --steps")
     given = parser.parse_args()
-    print(f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores")
+    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    result["machine"] = machine()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         write_shards(folder, given.examples)
         if given.steps:
             synthetic, real = step_times(folder, given.batch_size, given.steps, given.hidden_size, given.depth)
+            result["step"] = vars(given) | {
+                "synthetic_milliseconds": round(1e3 * synthetic, 2),
+                "real_data_milliseconds": round(1e3 * real, 2),
+                "difference": round(real / synthetic - 1, 4),
+            }
             print(
                 f"step: synthetic {synthetic * 1e3:.2f} ms, real data {real * 1e3:.2f} ms: {real / synthetic - 1:+.2%}"
             )
-            return
-        if given.cpu >= 0:
-            os.sched_setaffinity(0, {given.cpu})
-        memory = memory_over_an_epoch(folder, given.batch_size)
-        print(f"memory over an epoch of {given.examples} examples, MiB: {' '.join(f'{one:.0f}' for one in memory)}")
-        compared = {"pipeline": ours(folder, given.batch_size)}
-        try:
-            compared["file per item"] = file_per_item(folder, given.batch_size)
-            next(compared["file per item"])
-        except ImportError as error:
-            print(f"file per item: needs {error.name}")
-            del compared["file per item"]
-        next(compared["pipeline"])
-        rates: dict[str, list[float]] = {name: [] for name in compared}
-        for _ in range(given.rounds):
-            for name, batches in compared.items():
-                rates[name].append(items_per_second(batches, given.seconds))
-        medians = {name: statistics.median(values) for name, values in rates.items()}
-        for name, values in rates.items():
-            print(f"{name}: {medians[name]:,.0f} items/s ({min(values):,.0f} to {max(values):,.0f})")
-        if len(medians) == 2:
-            print(f"ratio: {medians['pipeline'] / medians['file per item']:.1f}")
+        else:
+            if given.cpu >= 0:
+                os.sched_setaffinity(0, {given.cpu})
+            memory = memory_over_an_epoch(folder, given.batch_size)
+            print(f"memory over an epoch of {given.examples} examples, MiB: {' '.join(f'{one:.0f}' for one in memory)}")
+            result["resident_mib_over_an_epoch"] = [round(one) for one in memory]
+            result |= compare_readers(folder, given.batch_size, given.seconds, given.rounds)
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

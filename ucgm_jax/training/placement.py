@@ -65,8 +65,8 @@ def on_each_part(
     Returns:
       (parameters, target, rows) -> the same over the whole batch, parameters and gradient split as they are stored.
     """
-    if mesh is None or mesh.size == 1:
-        return functools.partial(function, network)
+    if mesh is None or sharding.batch_parts(mesh) == 1:
+        return functools.partial(function, network if mesh is None else placed(network, mesh))
     stored, dtype = _stored(network, mesh), _gathered_dtype(network)
     # An axis of one device need not be left to the compiler, which cannot split a hand-written kernel.
     manual = frozenset(mesh.axis_names if mesh.shape["tensor"] == 1 else ("data", "fsdp"))
