@@ -60,15 +60,21 @@ LAMBDA_1 = {"objective__consistency_ratio": 1.0, "objective__target_decay": 1.0,
 
 @pytest.mark.parametrize(
     "changes, mesh",
-    [({}, (2, 2, 2)), ({}, (1, 8, 1)), (LAMBDA_1, (4, 2, 1)), ({"train__gradient_accumulation": 2}, (4, 2, 1))],
-    ids=["2x2x2", "1x8x1", "4x2x1, lambda 1", "4x2x1, 2 microbatches"],
+    [
+        ({}, (2, 2, 2)),
+        ({}, (1, 8, 1)),
+        ({}, (1, 1, 2)),
+        (LAMBDA_1, (4, 2, 1)),
+        ({"train__gradient_accumulation": 2}, (4, 2, 1)),
+    ],
+    ids=["2x2x2", "1x8x1", "1x1x2", "4x2x1, lambda 1", "4x2x1, 2 microbatches"],
 )
-def test_eight_devices_train_like_one(changes, mesh):
+def test_many_devices_train_like_one(changes, mesh):
     whole = {name: value for name, value in changes.items() if name != "train__gradient_accumulation"}
     _, one = job(**whole).run(20)
     data, fsdp, tensor = mesh
-    state, eight = job(8, **changes, mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor).run(20)
-    np.testing.assert_allclose(eight, one, rtol=1e-5)
+    state, many = job(data * fsdp * tensor, **changes, mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor).run(20)
+    np.testing.assert_allclose(many, one, rtol=1e-5)
     qkv = lambda tree: tree["blocks"]["attention"]["qkv"]["kernel"]
     for part in (qkv(state.parameters), qkv(state.optimizer[0].mu), qkv(state.ema), qkv(state.target)):
         depth, features, three, heads, head = part.shape
