@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from tests.golden_cases import (
     GOLDEN,
     channels_last,
+    golden_network,
     meta,
     objective_settings,
     relative_error,
@@ -22,9 +23,8 @@ from ucgm_jax.conversion import tables, unets
 from ucgm_jax.method import objective, sampler, transports
 from ucgm_jax.method.guidance import guided
 from ucgm_jax.networks import convolutions, edm2, names, unet
-from ucgm_jax.networks.convolutions import UNetSettings
 
-CASES = {"edm2": "EDM2", "unetplus": "UNet+"}
+CASES = ("edm2", "unetplus")
 TABLES = {"EDM2": unets.edm2_unet, "UNet+": unets.unet}
 # The published code ran in float32: two correct implementations differ by a few 1e-6.
 TOLERANCE = 1e-5
@@ -34,21 +34,8 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 
 def small_network(case: str, **changes) -> names.Network:
     """The small network of golden/networks/`case`, without dropout, with other settings where given."""
-    arguments = meta("networks")[case]["kwargs"]
-    family = CASES[case]
-    published = names.UNET_FAMILIES[family]
-    settings = UNetSettings(
-        size=arguments["input_size"],
-        channels=arguments["in_channels"],
-        num_classes=arguments["num_classes"],
-        model_channels=arguments["model_channels"],
-        multipliers=tuple(arguments["channel_mult"]),
-        blocks=arguments["num_blocks"],
-        attention_sizes=tuple(arguments["attn_resolutions"]),
-        decoder_attention=published["decoder_attention"],
-        head_channels=published.get("head_channels", 0),
-    )
-    return names.unet_network(case, family, dataclasses.replace(settings, **changes))
+    published = golden_network(case)
+    return names.unet_network(case, published.family, dataclasses.replace(published.options, **changes))
 
 
 def table_of(network: names.Network) -> tables.Table:
