@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from ucgm_jax.config import MeshSettings, Settings
 from ucgm_jax.data import sources
-from ucgm_jax.errors import user_errors
+from ucgm_jax.errors import UserError, user_errors
 from ucgm_jax.evaluation.generate import Generator
 from ucgm_jax.method import transports
 from ucgm_jax.networks import flops, names
@@ -44,6 +44,7 @@ class Compiled:
       hardware_flops: with it.
       collectives: of one run.
       seconds: of compiling, on the clock; cpu_seconds: of this process.
+      notes: in what the program differs from the one that would run on the chip.
     """
 
     mesh: dict[str, int]
@@ -58,6 +59,13 @@ class Compiled:
     collectives: list[collectives.Collective]
     seconds: float
     cpu_seconds: float
+    notes: tuple[str, ...] = ()
+
+
+GPU_MEMORY = "it may use all of the memory: XLA_PYTHON_CLIENT_MEM_FRACTION, JAX's share of it, is 0.75 unless set"
+XLA_ATTENTION = (
+    "attention by XLA, its matrices of scores among the temporaries; a GPU would run cuDNN's kernel, which has none"
+)
 
 
 def build_network(settings: Settings) -> Network:
@@ -75,8 +83,9 @@ def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) 
     """Compiles the training step on the config's mesh of these (described) chips.
 
     Raises:
-      UserError: the mesh or the batch does not go with the number of chips.
+      UserError: the mesh or the batch does not go with the number of chips, or attention not with the compiler.
     """
+    check_attention(settings, chip)
     mesh = described_mesh(settings.mesh, devices)
     sharding.check_batch(settings.train.batch_size, mesh)
     network, optimizer = build_network(settings), optimizers.build(settings.optimizer)
@@ -100,6 +109,7 @@ def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) 
 
 def compile_sampler(settings: Settings, chip: Chip, devices: list[jax.Device], batch_size: int) -> Compiled:
     """Compiles the sampler, weights whole on every chip, as `python -m ucgm_jax.sample` runs it."""
+    check_attention(settings, chip)
     mesh = described_mesh(settings.mesh, devices)
     network = build_network(settings)
     generator = Generator(
@@ -111,6 +121,14 @@ def compile_sampler(settings: Settings, chip: Chip, devices: list[jax.Device], b
     start = time.monotonic(), time.process_time()
     lowered = generator.trace(_at(network.abstract_parameters, whole)).lower()
     return _compile(settings, chip, mesh, batch_size, lowered, memory, model, model, start)
+
+
+def check_attention(settings: Settings, chip: Chip) -> None:
+    """Raises a UserError unless the compiler has the config's attention without the chip."""
+    backend, allowed = settings.network.attention, ("auto", "xla") if chip.is_gpu else ("auto", "xla", "pallas")
+    if backend not in allowed:
+        reason = "cuDNN's cannot be compiled without a GPU" if backend == "cudnn" else "Pallas' is for TPUs"
+        raise UserError(f"network.attention={backend}: {reason}; a plan for {chip.kind} takes {', '.join(allowed)}")
 
 
 def described_mesh(settings: MeshSettings, devices: list[jax.Device]) -> Mesh:
@@ -142,9 +160,13 @@ def _compile(settings, chip, mesh, batch_size, lowered, memory, model, computed,
         memory["padding"] = max(0, used - sum(memory.values()))
         free = 1 - used / chip.memory
         fits = free >= 0
-        found = collectives.read(compiled.as_text(), dict(mesh.shape))
+        hosts = [device.process_index for device in mesh.devices.flat] if chip.network else ()
+        found = collectives.read(compiled.as_text(), dict(mesh.shape), hosts)
     how = (dict(mesh.shape), batch_size, settings.network.remat)
-    return Compiled(*how, memory, fits, refusal, free, model, computed, found, *seconds)
+    notes = (GPU_MEMORY,) if chip.is_gpu else ()
+    if chip.is_gpu and settings.network.attention == "auto" and settings.network.compute_dtype != "float32":
+        notes = (XLA_ATTENTION, *notes)
+    return Compiled(*how, memory, fits, refusal, free, model, computed, found, *seconds, notes)
 
 
 def _refusal(message: str) -> str:
