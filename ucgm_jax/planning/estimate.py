@@ -40,7 +40,7 @@ class Estimate:
 def roofline(compiled: Compiled, chip: Chip, chips: int) -> Estimate:
     """See `assumptions`."""
     compute = compiled.hardware_flops / chips / chip.flops
-    memory = 2 * sum(compiled.memory.values()) / chip.bandwidth
+    memory = 2 * compiled.passes * sum(compiled.memory.values()) / chip.bandwidth
     interconnect = sum(one.count * one.wire_bytes / bandwidth(one, chip) for one in compiled.collectives)
     parts = (compute, memory, interconnect)
     ideal = compiled.model_flops / chips / chip.flops
@@ -61,6 +61,8 @@ def assumptions(compiled: Compiled, chip: Chip) -> tuple[str, ...]:
     some = list(ASSUMPTIONS)
     if any(one.crossing for one in compiled.collectives):
         some.insert(3, BETWEEN_HOSTS.format(chip.network / 1e9))
+    if compiled.passes > 1:
+        some[1] = some[1].replace(",", f" for each of {compiled.passes} evaluations of the network,")
     return (*some, *compiled.notes)
 
 
@@ -127,12 +129,7 @@ def text(result: dict[str, Any]) -> str:
         f"floating-point work: {result['model_flops'] / 1e12:.1f} TFLOP of the model, "
         f"{result['hardware_flops'] / 1e12:.1f} with what is computed again",
         "",
-        f"{'collective':20}{'mesh axes':14}{'count':>7}{'GB':>10}{'GB sent/chip':>14}{'largest MB':>12}{'at GB/s':>10}",
-    ]
-    lines += [
-        f"{row['kind']:20}{row['axes']:14}{row['count']:7}{row['bytes'] / 1e9:10.3f}{row['wire_bytes'] / 1e9:14.3f}"
-        f"{row['largest'] / 1e6:12.2f}{row['bandwidth'] / 1e9:10.0f}"
-        for row in result["collectives"]
+        *(_table(result["collectives"]) or ["no collectives"]),
     ]
     seconds = result["estimate_seconds"]
     lines += [
@@ -145,3 +142,13 @@ def text(result: dict[str, Any]) -> str:
         *(f"  {assumption}" for assumption in result["assumptions"]),
     ]
     return "\n".join(lines)
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"{row['kind']:20}{row['axes']:14}{row['count']:7}{row['bytes'] / 1e9:10.3f}{row['wire_bytes'] / 1e9:14.3f}"
+        f"{row['largest'] / 1e6:12.2f}{row['bandwidth'] / 1e9:10.0f}"
+        for row in rows
+    ]
+    columns = f"{'mesh axes':14}{'count':>7}{'GB':>10}{'GB sent/chip':>14}{'largest MB':>12}{'at GB/s':>10}"
+    return [f"{'collective':20}{columns}", *lines] if lines else []

@@ -45,6 +45,7 @@ class Compiled:
       collectives: of one run.
       seconds: of compiling, on the clock; cpu_seconds: of this process.
       notes: in what the program differs from the one that would run on the chip.
+      passes: how often it goes through its memory: once a step, once for each network evaluation of a sampler.
     """
 
     mesh: dict[str, int]
@@ -60,6 +61,7 @@ class Compiled:
     seconds: float
     cpu_seconds: float
     notes: tuple[str, ...] = ()
+    passes: int = 1
 
 
 GPU_MEMORY = "it may use all of the memory: XLA_PYTHON_CLIENT_MEM_FRACTION, JAX's share of it, is 0.75 unless set"
@@ -120,7 +122,8 @@ def compile_sampler(settings: Settings, chip: Chip, devices: list[jax.Device], b
     model = float(flops.forward_flops(network)) * generator.nfe * batch_size
     start = time.monotonic(), time.process_time()
     lowered = generator.trace(_at(network.abstract_parameters, whole)).lower()
-    return _compile(settings, chip, mesh, batch_size, lowered, memory, model, model, start)
+    compiled = _compile(settings, chip, mesh, batch_size, lowered, memory, model, model, start)
+    return dataclasses.replace(compiled, passes=generator.nfe)
 
 
 def check_attention(settings: Settings, chip: Chip) -> None:
