@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -240,6 +241,7 @@ def test_attention_that_needs_the_chip(chip, backend):
 @pytest.mark.skipif(any(map(importlib.util.find_spec, CUDA)), reason="the compiler is installed")
 def test_missing_compiler(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
     with pytest.raises(
         UserError, match=r'^--topology=h100:8: needs the CUDA compiler \(pip install "jax\[cuda13-local'
     ):
@@ -261,6 +263,17 @@ def plan(tmp_path, *arguments):
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     subprocess.run(command, check=True, env=environment)
     return json.loads(out.read_text())
+
+
+def test_what_does_not_fit_though_it_compiles():
+    """The CUDA compiler refuses nothing."""
+    sizes = {"temp": 2**31, "output": 10, "alias": 10, "generated_code": 0, "argument": 2**30}
+    stats = types.SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
+    done = types.SimpleNamespace(memory_analysis=lambda: stats, as_text=lambda: PROGRAM)
+    lowered, mesh = types.SimpleNamespace(compile=lambda: done), sharding.make_mesh(settings().mesh)
+    result = program._compile(settings(), CHIP, mesh, 16, lowered, {"parameters": 2**30}, 1.0, 1.0, (0.0, 0.0))
+    assert not result.fits and result.free == -2 and result.refusal == "needs 3.0 GiB of 1.0"
+    assert "does not fit: needs 3.0 GiB" in estimate.text(estimate.report("small", "test:2x4", 8, CHIP, result))
 
 
 @pytest.mark.slow

@@ -71,6 +71,8 @@ def devices(text: str, hosts: int, gpus: int, description: str) -> list[jax.Devi
     flags = os.environ.get("XLA_FLAGS", "")
     if _FLAG not in flags:  # read when the compiler is loaded
         os.environ["XLA_FLAGS"] = f"{flags} {_FLAG}=false".strip()
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # JAX's own choice
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # what it logs is of memory, which the plan tells anyway
     from jax.experimental import topologies
 
     needs = f'--topology={text}: needs the CUDA compiler (pip install "jax[cuda13-local]")'

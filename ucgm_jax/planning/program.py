@@ -20,7 +20,7 @@ from ucgm_jax.method import transports
 from ucgm_jax.networks import flops, names
 from ucgm_jax.networks.names import Network
 from ucgm_jax.planning import collectives
-from ucgm_jax.planning.chips import Chip
+from ucgm_jax.planning.chips import GIB, Chip
 from ucgm_jax.training import optimizers, sharding
 from ucgm_jax.training import state as state_module
 from ucgm_jax.training.step import compile_step, train_step
@@ -64,7 +64,7 @@ class Compiled:
     passes: int = 1
 
 
-GPU_MEMORY = "it may use all of the memory: XLA_PYTHON_CLIENT_MEM_FRACTION, JAX's share of it, is 0.75 unless set"
+GPU_MEMORY = "all of a GPU's memory is JAX's, which takes 75 % unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise"
 XLA_ATTENTION = (
     "attention by XLA, its matrices of scores among the temporaries; a GPU would run cuDNN's kernel, which has none"
 )
@@ -148,7 +148,7 @@ def _compile(settings, chip, mesh, batch_size, lowered, memory, model, computed,
             raise
         refusal, fits = _refusal(str(error)), False
         needed = re.search(r"(?:Used|temporaries \()\s*([\d.]+)G", refusal)
-        free = 1 - float(needed[1]) * 2**30 / chip.memory if needed else -1.0
+        free = 1 - float(needed[1]) * GIB / chip.memory if needed else -1.0
     seconds = time.monotonic() - start[0], time.process_time() - start[1]
     if fits:
         stats = compiled.memory_analysis()
@@ -163,6 +163,8 @@ def _compile(settings, chip, mesh, batch_size, lowered, memory, model, computed,
         memory["padding"] = max(0, used - sum(memory.values()))
         free = 1 - used / chip.memory
         fits = free >= 0
+        if not fits:  # not every compiler refuses
+            refusal = f"needs {used / GIB:.1f} GiB of {chip.memory / GIB:.1f}"
         hosts = [device.process_index for device in mesh.devices.flat] if chip.network else ()
         found = collectives.read(compiled.as_text(), dict(mesh.shape), hosts)
     how = (dict(mesh.shape), batch_size, settings.network.remat)
