@@ -265,6 +265,17 @@ def plan(tmp_path, *arguments):
     return json.loads(out.read_text())
 
 
+def test_notes_say_where_a_gpu_would_run_another_program():
+    def notes(text="", **options):
+        return program._gpu_notes(
+            dataclasses.replace(settings(), network=dataclasses.replace(settings().network, **options)), text
+        )
+
+    assert notes() == notes(attention="xla", compute_dtype="bfloat16") == (program.GPU_MEMORY,)
+    assert notes(compute_dtype="bfloat16") == (program.XLA_ATTENTION, program.GPU_MEMORY)
+    assert program.CUDNN_CONVOLUTION in notes('custom_call_target="__cudnn$convForward"')
+
+
 def test_what_does_not_fit_though_it_compiles():
     """The CUDA compiler refuses nothing."""
     sizes = {"temp": 2**31, "output": 10, "alias": 10, "generated_code": 0, "argument": 2**30}

@@ -65,6 +65,7 @@ class Compiled:
 
 
 GPU_MEMORY = "all of a GPU's memory is JAX's, which takes 75 % unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise"
+CUDNN_CONVOLUTION = "cuDNN's convolutions without the memory they work in, which is chosen on the GPU"
 XLA_ATTENTION = (
     "attention by XLA, its matrices of scores among the temporaries; a GPU would run cuDNN's kernel, which has none"
 )
@@ -140,7 +141,7 @@ def described_mesh(settings: MeshSettings, devices: list[jax.Device]) -> Mesh:
 
 
 def _compile(settings, chip, mesh, batch_size, lowered, memory, model, computed, start) -> Compiled:
-    found, refusal, fits, free = [], "", True, 0.0
+    found, refusal, fits, free, text = [], "", True, 0.0, ""
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -166,12 +167,17 @@ def _compile(settings, chip, mesh, batch_size, lowered, memory, model, computed,
         if not fits:  # not every compiler refuses
             refusal = f"needs {used / GIB:.1f} GiB of {chip.memory / GIB:.1f}"
         hosts = [device.process_index for device in mesh.devices.flat] if chip.network else ()
-        found = collectives.read(compiled.as_text(), dict(mesh.shape), hosts)
+        text = compiled.as_text()
+        found = collectives.read(text, dict(mesh.shape), hosts)
     how = (dict(mesh.shape), batch_size, settings.network.remat)
-    notes = (GPU_MEMORY,) if chip.is_gpu else ()
-    if chip.is_gpu and settings.network.attention == "auto" and settings.network.compute_dtype != "float32":
-        notes = (XLA_ATTENTION, *notes)
+    notes = _gpu_notes(settings, text) if chip.is_gpu else ()
     return Compiled(*how, memory, fits, refusal, free, model, computed, found, *seconds, notes)
+
+
+def _gpu_notes(settings: Settings, text: str) -> tuple[str, ...]:
+    replaced = settings.network.attention == "auto" and settings.network.compute_dtype != "float32"
+    notes = {XLA_ATTENTION: replaced, CUDNN_CONVOLUTION: "__cudnn$conv" in text, GPU_MEMORY: True}
+    return tuple(note for note, holds in notes.items() if holds)
 
 
 def _refusal(message: str) -> str:
