@@ -2,23 +2,24 @@
 
 python -m ucgm_jax.plan --config=FILE --topology=v5e:16x16 [--config.key=value ...] [--sampler] [--search] [--out=FILE]
 
-Compiles the real training step (or sampler) for a described TPU slice and reports memory, collectives and an estimate
-of its speed. Needs libtpu, no TPU: pip install "jax[tpu]".
+Compiles the real training step (or sampler) for described TPUs or GPUs and reports memory, collectives and an estimate
+of its speed. Needs their compiler, but none of them: pip install "jax[tpu]" or "jax[cuda13-local]".
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
+
+import jax
 
 from ucgm_jax import config, errors
 from ucgm_jax.config import Settings
 from ucgm_jax.errors import UserError
 
 _FLAGS = {
-    "topology": (None, "chips, such as v5e:16x16, v6e:8x8, v4:4x4x4 or v5p:4x4x4"),
+    "topology": (None, "chips, such as v5e:16x16, v6e:8x8, v4:4x4x4, v5p:4x4x4, h100:8 or h200:4x8 (hosts x GPUs)"),
     "sampler": (False, "plan the sampler instead of the training step"),
     "sampler_batch": (0, "samples at once over all chips, with --sampler; default 64 a chip"),
     "search": (False, "try meshes, remat policies and batch sizes, and report the best that fits"),
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
     run_config, given = config.parse_flags(argv, **_FLAGS)
     settings = config.build(run_config)
     # The chips are only described: whatever this machine has must not be started.
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
     from ucgm_jax.planning import chips, estimate, program, search
 
     topology = chips.parse_topology(given["topology"])

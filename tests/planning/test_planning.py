@@ -1,4 +1,4 @@
-"""Planning, with eight simulated devices in the place of described chips, and a real one where libtpu is."""
+"""Planning, with eight simulated devices in the place of described chips, and described ones where a compiler is."""
 
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -18,8 +19,9 @@ from tests.training.small import small_config
 from ucgm_jax import config as config_module
 from ucgm_jax.errors import UserError
 from ucgm_jax.planning import chips, collectives, estimate, program, search
-from ucgm_jax.training import sharding
+from ucgm_jax.training import sharding, speed
 
+CUDA = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 CHIP = chips.Chip("test", flops=1e12, memory=2**30, bandwidth=1e11, interconnect=1e10)
 DEPTH = 3
 
@@ -76,6 +78,58 @@ def test_collectives_of_a_program():
         ("all-reduce", "data", "f32[4]+f32[2]"): (1, 24, 24),
         ("all-reduce", "data", "f32[4]"): (1, 16, 16),
     }
+
+
+GPU_PROGRAM = """
+%wrapped (p: f32[2,4]) -> f32[16,4] {
+  ROOT %inside = f32[16,4]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['axis_0'=16] {'axis_0'}
+}
+
+%body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %g = ((bf16[2,4]{1,0}, bf16[2]{0}), (bf16[8,4]{1,0}, /*index=1*/bf16[8]{0})) all-gather-start(%w, %v), channel_id=1, replica_groups=mesh['data'=4,'fsdp'=4] {'fsdp'}, dimensions={0}
+  %gathered = (bf16[8,4]{1,0}, bf16[8]{0}) all-gather-done(%g)
+  %s = ((f32[16,4]{1,0}), (f32[4,4]{1,0})) reduce-scatter-start(%y), channel_id=2, replica_groups=[4,4]<=[16], to_apply=%add
+}
+
+%condition (p: (s32[], f32[8,4])) -> pred[] {
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+  %loop = (s32[], f32[8,4]) while(%t), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"28"}}
+  %now = ((f32[4]{0}), f32[4]{0}) all-reduce-start(%z), channel_id=3, replica_groups=[4,4]<=[4,4]T(1,0), to_apply=%add
+  %before = f32[6]{0} all-reduce-start(%z), channel_id=4, replica_groups={{0,4,8,12},{1,5,9,13}}, to_apply=%add
+  %pair = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%z), source_target_pairs={{0,1},{7,8}}
+  %start = ((f32[2,4]{1,0}), f32[16,4]{1,0}) async-start(%x), calls=%wrapped
+  %end = f32[16,4]{1,0} async-done(%start), calls=%wrapped
+}
+"""  # noqa: E501
+
+
+def test_asynchronous_collectives_of_gpus():
+    """Counted once, by their results, whether those of the operands stand before them or not."""
+    mesh = {"data": 4, "fsdp": 4, "tensor": 1}
+    found = collectives.read(GPU_PROGRAM, mesh, hosts=[place // 8 for place in range(16)])
+    facts = {(one.kind, one.axes, one.shape): (one.count, one.bytes, one.crossing) for one in found}
+    assert facts == {
+        ("all-gather", "fsdp", "bf16[8,4]+bf16[8]"): (28, 80, 0),
+        ("reduce-scatter", "fsdp", "f32[4,4]"): (28, 256, 0),
+        ("all-reduce", "data", "f32[4]"): (1, 16, 2),
+        ("all-reduce", "data", "f32[6]"): (1, 24, 2),
+        ("collective-permute", "fsdp", "f32[4]"): (1, 16, 1),  # the second pair is on two hosts
+        ("all-gather", "data+fsdp", "f32[16,4]"): (1, 256, 8),
+    }
+    assert {one.crossing for one in collectives.read(GPU_PROGRAM, mesh)} == {0}
+
+
+@pytest.mark.parametrize("crossing, rate", [(0, 450e9), (1, 50e9), (4, 200e9), (8, 400e9), (16, 450e9)])
+def test_rings_over_hosts_go_at_the_speed_of_their_network_cards(crossing, rate):
+    chip = chips.CHIPS["h100"]
+    one = collectives.Collective("all-gather", "fsdp", "bf16[8]", 3, 16, 9e9, crossing)
+    plan = dataclasses.replace(compiled(), collectives=[one])
+    assert estimate.roofline(plan, chip, 8).interconnect == pytest.approx(3 * 9e9 / rate)
+    assert estimate.collective_table(plan, chip)[0]["bandwidth"] == rate
+    assert any("hosts" in line for line in estimate.assumptions(plan, chip)) == bool(crossing)
 
 
 def test_weights_travel_and_activations_stay():
@@ -145,12 +199,54 @@ def test_search_tries_cheap_policies_first_and_prefers_what_fits():
 
 
 @pytest.mark.parametrize(
+    "text, count, hosts",
+    [("v5p:4x4x4", 64, 1), ("h100:8", 8, 1), ("h100:1", 1, 1), ("h200:4x8", 32, 4), ("h200:2x4", 8, 2)],
+)
+def test_topologies(text, count, hosts):
+    topology = chips.parse_topology(text)
+    assert (topology.text, topology.count, topology.hosts) == (text, count, hosts)
+    assert topology.chip.is_gpu == text.startswith("h")
+
+
+@pytest.mark.parametrize(
     "text, message",
-    [("v5e", "must be one of v4, v5e"), ("h100:8x8", "must be one of v4"), ("v5e:4x4x4", "needs a grid of 2 numbers")],
+    [
+        ("v5e", "must be one of v4, v5e"),
+        ("h300:8x8", "must be one of v4"),
+        ("v5e:4x4x4", "needs a grid of 2 numbers"),
+        ("v5e:4", "needs a grid of 2 numbers"),
+        ("h100:16", "at most 8 in a host"),
+        ("h100:0x8", "needs GPUs or hosts x GPUs"),
+        ("h100:2x2x2", "needs GPUs or hosts x GPUs"),
+    ],
 )
 def test_mistakes(text, message):
     with pytest.raises(UserError, match=f"--topology={text}: .*{message}"):
         chips.parse_topology(text)
+
+
+def test_peaks_are_those_of_the_log():
+    assert chips.CHIPS["h100"].flops == speed.peak_flops("NVIDIA H100 80GB HBM3")
+    assert chips.CHIPS["v5e"].flops == 197e12
+    assert all(chip.flops for chip in chips.CHIPS.values())
+
+
+@pytest.mark.parametrize("chip, backend", [("h100", "cudnn"), ("h100", "pallas"), ("v5e", "cudnn")])
+def test_attention_that_needs_the_chip(chip, backend):
+    network = dataclasses.replace(settings().network, attention=backend, compute_dtype="bfloat16")
+    with pytest.raises(UserError, match=f"network.attention={backend}: .* takes auto, xla"):
+        program.compile_training(dataclasses.replace(settings(), network=network), chips.CHIPS[chip], jax.devices())
+
+
+@pytest.mark.skipif(any(map(importlib.util.find_spec, CUDA)), reason="the compiler is installed")
+def test_missing_compiler(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    with pytest.raises(
+        UserError, match=r'^--topology=h100:8: needs the CUDA compiler \(pip install "jax\[cuda13-local'
+    ):
+        chips.parse_topology("h100:8").devices()
+    assert os.environ["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=false --xla_gpu_enable_triton_gemm=false"
 
 
 def test_refusal_keeps_the_numbers():
@@ -161,12 +257,50 @@ def test_refusal_keeps_the_numbers():
     assert program._refusal(message).startswith("Used 25.71G of 15.75G hbm. Exceeded hbm capacity by 9.96G.")
 
 
+def plan(tmp_path, *arguments):
+    out = tmp_path / "plan.json"
+    command = [sys.executable, "-m", "ucgm_jax.plan", "--config=configs/digits.py", f"--out={out}", *arguments]
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    subprocess.run(command, check=True, env=environment)
+    return json.loads(out.read_text())
+
+
+def test_notes_say_where_a_gpu_would_run_another_program():
+    def notes(text="", **options):
+        return program._gpu_notes(
+            dataclasses.replace(settings(), network=dataclasses.replace(settings().network, **options)), text
+        )
+
+    assert notes() == notes(attention="xla", compute_dtype="bfloat16") == (program.GPU_MEMORY,)
+    assert notes(compute_dtype="bfloat16") == (program.XLA_ATTENTION, program.GPU_MEMORY)
+    assert program.CUDNN_CONVOLUTION in notes('custom_call_target="__cudnn$convForward"')
+
+
+def test_what_does_not_fit_though_it_compiles():
+    """The CUDA compiler refuses nothing."""
+    sizes = {"temp": 2**31, "output": 10, "alias": 10, "generated_code": 0, "argument": 2**30}
+    stats = types.SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
+    done = types.SimpleNamespace(memory_analysis=lambda: stats, as_text=lambda: PROGRAM)
+    lowered, mesh = types.SimpleNamespace(compile=lambda: done), sharding.make_mesh(settings().mesh)
+    result = program._compile(settings(), CHIP, mesh, 16, lowered, {"parameters": 2**30}, 1.0, 1.0, (0.0, 0.0))
+    assert not result.fits and result.free == -2 and result.refusal == "needs 3.0 GiB of 1.0"
+    assert "does not fit: needs 3.0 GiB" in estimate.text(estimate.report("small", "test:2x4", 8, CHIP, result))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 def test_command_plans_for_chips_that_are_not_there(tmp_path):
-    out = tmp_path / "plan.json"
-    command = [sys.executable, "-m", "ucgm_jax.plan", "--config=configs/digits.py", "--topology=v5e:2x2"]
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    subprocess.run([*command, "--config.mesh.fsdp=2", f"--out={out}"], check=True, env=environment)
-    result = json.loads(out.read_text())
+    result = plan(tmp_path, "--topology=v5e:2x2", "--config.mesh.fsdp=2")
     assert result["fits"] and result["chips"] == 4 and np.isfinite(result["estimate_seconds"]["in_turn"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(importlib.util.find_spec, CUDA)), reason="needs the CUDA compiler")
+def test_command_plans_for_gpus_that_are_not_there(tmp_path):
+    result = plan(tmp_path, "--topology=h100:2x4", "--config.mesh.fsdp=4")
+    assert result["fits"] and result["chips"] == 8 and result["mesh"]["data"] == 2
+    rates = {row["axes"]: row["bandwidth"] for row in result["collectives"]}
+    assert rates["fsdp"] == 450e9 and rates["data+fsdp"] == 200e9 and rates.get("data", 50e9) == 50e9
+    assert result["memory_bytes_per_chip"]["temporaries"] > 0 and any("hosts" in one for one in result["assumptions"])
+    sampler = plan(tmp_path, "--topology=h100:2", "--sampler")
+    assert sampler["fits"] and not sampler["collectives"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class Collective:
       count: how often per run of the program; in a loop whose length depends on the data, as if it ran once.
       bytes: size of the whole array: gathered, or before it is reduced or scattered.
       wire_bytes: what each chip sends in one of them, in a ring.
+      crossing: where groups reach over several hosts, how many of a group's chips share a host at least; 0 where each
+        group stays inside a host.
     """
 
     kind: str
@@ -42,14 +44,16 @@ class Collective:
     count: int
     bytes: int
     wire_bytes: float
+    crossing: int = 0
 
 
-def read(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
+def read(text: str, mesh_shape: dict[str, int], hosts: Sequence[int] = ()) -> list[Collective]:
     """The collectives of a program, largest traffic first.
 
     Args:
       text: `Compiled.as_text()`.
       mesh_shape: name and size of each mesh axis, in the mesh's order.
+      hosts: the host of each device in the mesh's order, where it matters which share one.
     """
     computations, entry = _computations(text)
     counts = _times_run(computations, entry)
@@ -60,7 +64,7 @@ def read(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
             match = _OPERATION.match(line)
             if not match or not counts.get(name):
                 continue
-            kind, shape = match[3], _arrays(match[2], last_half=bool(match[4]) and match[3] == "all-gather")
+            kind, shape = match[3], _arrays(match[3], match[2]) if match[4] else _joined(match[2])
             # One that overlaps with computation appears in every fusion that it is spread over.
             chain = re.search(r'chain_id="(\d+)"', line), re.search(r"channel_id=(\d+)", line)
             if all(chain):
@@ -68,7 +72,8 @@ def read(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
                 if key in seen:
                     continue
                 seen.add(key)
-            group = _group(line, math.prod(mesh_shape.values()))
+            groups = _groups(line, math.prod(mesh_shape.values()))
+            group, crossing = groups[0], _crossing(groups, hosts) if hosts else 0
             axes, size = _axes(group, mesh_shape), sum(_bytes(*one) for one in _SHAPE.findall(shape))
             if kind == "reduce-scatter":
                 size *= len(group)
@@ -76,9 +81,10 @@ def read(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
                 kind = "reduce-scatter"
             ring = (len(group) - 1) / len(group)
             share = {"all-reduce": 2 * ring, "collective-permute": 1.0}.get(kind, ring)
-            one = found.get((kind, axes, shape))
+            one = found.get((kind, axes, shape, crossing))
             count = counts[name] + (one.count if one else 0)
-            found[kind, axes, shape] = Collective(kind, axes, shape, count, int(size), size * share)
+            alike = Collective(kind, axes, shape, count, int(size), size * share, crossing)
+            found[kind, axes, shape, crossing] = alike
     return sorted(found.values(), key=lambda one: -one.count * one.wire_bytes)
 
 
@@ -114,6 +120,8 @@ def _times_run(computations: dict[str, list[str]], entry: str) -> dict[str, int]
 
 
 def _called(line: str) -> Iterator[str]:
+    if " async-done(" in line or " async-update(" in line:
+        return  # the end of what an async-start has called
     yield from _CALL.findall(line)
     for branches in _BRANCHES.findall(line):
         yield from (branch.strip().lstrip("%") for branch in branches.split(","))
@@ -137,10 +145,24 @@ def _trip_count(line: str, computations: dict[str, list[str]]) -> int:
     return max(constants, default=1)
 
 
-def _arrays(text: str, last_half: bool) -> str:
-    """The arrays of a result, joined by "+"; of an asynchronous start, whose result repeats its operands, the rest."""
-    shapes = [f"{kind}[{dims}]" for kind, dims in _SHAPE.findall(text) if kind in _BYTES]
-    return "+".join(shapes[len(shapes) // 2 :] if last_half else shapes) or "?"
+def _arrays(kind: str, start: str) -> str:
+    """The results of an asynchronous start, joined by "+", without the operands that most of them repeat.
+
+    "((operands), results)" or, on TPUs, "(operand, result, contexts)"; an all-reduce of the second form is alone.
+    """
+    start = re.sub(r"\{[^{}]*\}", "", start)  # layouts may have parentheses of their own
+    if start.startswith("(("):
+        operands, _, results = start.partition(")")
+        count = _joined(operands).count("+") + 1
+        return "+".join(_joined(results).split("+")[:count])
+    if kind == "all-reduce":
+        return _joined(start)
+    shapes = [one for one in _joined(start).split("+") if one not in ("s32[]", "u32[]")]
+    return "+".join(shapes[len(shapes) // 2 :]) or "?"
+
+
+def _joined(shapes: str) -> str:
+    return "+".join(f"{kind}[{dims}]" for kind, dims in _SHAPE.findall(shapes) if kind in _BYTES) or "?"
 
 
 def _bytes(kind: str, dims: str) -> float:
@@ -153,21 +175,29 @@ def _iota(dims: str, permutation: str | None) -> np.ndarray:
     return ids.transpose([int(axis) for axis in permutation.split(",")]) if permutation else ids
 
 
-def _group(line: str, devices: int) -> np.ndarray:
-    """The devices of the first group, in any of the notations for groups."""
+def _groups(line: str, devices: int) -> list[np.ndarray]:
+    """The devices of each group, in any of the notations for groups; of a permutation, of each pair."""
     named = _NAMED_GROUPS.search(line)
     if named:
         sizes = {key: int(size) for key, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
         order = _iota(named[2], named[3]) if named[2] else np.arange(math.prod(sizes.values()))
         chosen = re.findall(r"'(\w+)'", named[4])
-        index = tuple(slice(None) if axis in chosen else 0 for axis in sizes)
-        return order.reshape(list(sizes.values()))[index].ravel()
+        last = [list(sizes).index(axis) for axis in sizes if axis in chosen]
+        order = np.moveaxis(order.reshape(list(sizes.values())), last, range(-len(last), 0))
+        return list(order.reshape(-1, math.prod(sizes[axis] for axis in chosen)))
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
     if iota:
         groups = [int(size) for size in iota[1].split(",")]
-        return _iota(iota[2], iota[3]).reshape(groups)[0]
-    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", line)
-    return np.array([int(one) for one in listed[1].split(",")]) if listed else np.arange(devices)
+        return list(_iota(iota[2], iota[3]).reshape(groups))
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]+\})\}", line)
+    some = re.findall(r"\{([\d,]+)\}", listed[1]) if listed else []
+    return [np.array([int(one) for one in group.split(",")]) for group in some] or [np.arange(devices)]
+
+
+def _crossing(groups: list[np.ndarray], hosts: Sequence[int]) -> int:
+    """See `Collective`."""
+    shared = [np.unique(np.asarray(hosts)[group], return_counts=True)[1] for group in groups]
+    return min((int(counts.min()) for counts in shared if len(counts) > 1), default=0)
 
 
 def _axes(group: np.ndarray, mesh_shape: dict[str, int]) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from ucgm_jax.planning.chips import GIB, Chip
+from ucgm_jax.planning.collectives import Collective
 from ucgm_jax.planning.program import Compiled
 
 ASSUMPTIONS = (
@@ -14,6 +15,7 @@ ASSUMPTIONS = (
     "collectives as rings over all links at once, at the full interconnect bandwidth; no latency",
     "between 'overlapped' (the slowest of the three alone) and 'in turn' (their sum); a real run is between or above",
 )
+BETWEEN_HOSTS = "those whose rings reach over hosts at no more than {:.0f} GB/s for each GPU of the ring in a host"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,21 +38,40 @@ class Estimate:
 
 
 def roofline(compiled: Compiled, chip: Chip, chips: int) -> Estimate:
-    """See `ASSUMPTIONS`."""
+    """See `assumptions`."""
     compute = compiled.hardware_flops / chips / chip.flops
-    memory = 2 * sum(compiled.memory.values()) / chip.bandwidth
-    interconnect = sum(one.count * one.wire_bytes for one in compiled.collectives) / chip.interconnect
+    memory = 2 * compiled.passes * sum(compiled.memory.values()) / chip.bandwidth
+    interconnect = sum(one.count * one.wire_bytes / bandwidth(one, chip) for one in compiled.collectives)
     parts = (compute, memory, interconnect)
     ideal = compiled.model_flops / chips / chip.flops
     return Estimate(*parts, max(parts), sum(parts), ideal / max(parts), ideal / sum(parts))
 
 
-def collective_table(compiled: Compiled) -> list[dict[str, Any]]:
-    """Collectives by kind and mesh axes: how many of them run, and the bytes of their arrays and on the wire."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+def bandwidth(one: Collective, chip: Chip) -> float:
+    """Bytes/s at which each chip sends to the next of its ring.
+
+    A ring enters each host that it reaches over once and leaves it once, and there are as many rings at once as chips
+    of the group in a host, each over another's network card.
+    """
+    return min(chip.interconnect, one.crossing * chip.network) if one.crossing else chip.interconnect
+
+
+def assumptions(compiled: Compiled, chip: Chip) -> tuple[str, ...]:
+    """What the estimate takes for granted, and where the program is another than the one that would run."""
+    some = list(ASSUMPTIONS)
+    if any(one.crossing for one in compiled.collectives):
+        some.insert(3, BETWEEN_HOSTS.format(chip.network / 1e9))
+    if compiled.passes > 1:
+        some[1] = some[1].replace(",", f" for each of {compiled.passes} evaluations of the network,")
+    return (*some, *compiled.notes)
+
+
+def collective_table(compiled: Compiled, chip: Chip) -> list[dict[str, Any]]:
+    """Collectives by kind, mesh axes and bandwidth: how many run, and the bytes of their arrays and on the wire."""
+    rows: dict[tuple[str, str, float], dict[str, Any]] = {}
     for one in compiled.collectives:
-        empty = {"kind": one.kind, "axes": one.axes, "count": 0, "bytes": 0, "wire_bytes": 0.0, "largest": 0}
-        row = rows.setdefault((one.kind, one.axes), empty)
+        key = {"kind": one.kind, "axes": one.axes, "bandwidth": bandwidth(one, chip)}
+        row = rows.setdefault(tuple(key.values()), key | {"count": 0, "bytes": 0, "wire_bytes": 0.0, "largest": 0})
         row["count"] += one.count
         row["bytes"] += one.count * one.bytes
         row["wire_bytes"] += one.count * one.wire_bytes
@@ -79,10 +100,10 @@ def report(name: str, topology: str, chips: int, chip: Chip, compiled: Compiled)
     }
     if compiled.fits:
         result |= {
-            "collectives": collective_table(compiled),
+            "collectives": collective_table(compiled, chip),
             "largest_collectives": [dataclasses.asdict(one) for one in compiled.collectives[:12]],
             "estimate_seconds": dataclasses.asdict(roofline(compiled, chip, chips)),
-            "assumptions": ASSUMPTIONS,
+            "assumptions": assumptions(compiled, chip),
         }
     return result
 
@@ -108,12 +129,7 @@ def text(result: dict[str, Any]) -> str:
         f"floating-point work: {result['model_flops'] / 1e12:.1f} TFLOP of the model, "
         f"{result['hardware_flops'] / 1e12:.1f} with what is computed again",
         "",
-        f"{'collective':20}{'mesh axes':14}{'count':>7}{'GB':>10}{'GB sent/chip':>14}{'largest MB':>12}",
-    ]
-    lines += [
-        f"{row['kind']:20}{row['axes']:14}{row['count']:7}{row['bytes'] / 1e9:10.3f}{row['wire_bytes'] / 1e9:14.3f}"
-        f"{row['largest'] / 1e6:12.2f}"
-        for row in result["collectives"]
+        *(_table(result["collectives"]) or ["no collectives"]),
     ]
     seconds = result["estimate_seconds"]
     lines += [
@@ -126,3 +142,13 @@ def text(result: dict[str, Any]) -> str:
         *(f"  {assumption}" for assumption in result["assumptions"]),
     ]
     return "\n".join(lines)
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"{row['kind']:20}{row['axes']:14}{row['count']:7}{row['bytes'] / 1e9:10.3f}{row['wire_bytes'] / 1e9:14.3f}"
+        f"{row['largest'] / 1e6:12.2f}{row['bandwidth'] / 1e9:10.0f}"
+        for row in rows
+    ]
+    columns = f"{'mesh axes':14}{'count':>7}{'GB':>10}{'GB sent/chip':>14}{'largest MB':>12}{'at GB/s':>10}"
+    return [f"{'collective':20}{columns}", *lines] if lines else []

@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 
 from ucgm_jax.config import MeshSettings, Settings
 from ucgm_jax.data import sources
-from ucgm_jax.errors import user_errors
+from ucgm_jax.errors import UserError, user_errors
 from ucgm_jax.evaluation.generate import Generator
 from ucgm_jax.method import transports
 from ucgm_jax.networks import flops, names
 from ucgm_jax.networks.names import Network
 from ucgm_jax.planning import collectives
-from ucgm_jax.planning.chips import Chip
+from ucgm_jax.planning.chips import GIB, Chip
 from ucgm_jax.training import optimizers, sharding
 from ucgm_jax.training import state as state_module
 from ucgm_jax.training.step import compile_step, train_step
@@ -44,6 +44,8 @@ class Compiled:
       hardware_flops: with it.
       collectives: of one run.
       seconds: of compiling, on the clock; cpu_seconds: of this process.
+      notes: in what the program differs from the one that would run on the chip.
+      passes: how often it goes through its memory: once a step, once for each network evaluation of a sampler.
     """
 
     mesh: dict[str, int]
@@ -58,6 +60,15 @@ class Compiled:
     collectives: list[collectives.Collective]
     seconds: float
     cpu_seconds: float
+    notes: tuple[str, ...] = ()
+    passes: int = 1
+
+
+GPU_MEMORY = "all of a GPU's memory is JAX's, which takes 75 % unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise"
+CUDNN_CONVOLUTION = "cuDNN's convolutions without the memory they work in, which is chosen on the GPU"
+XLA_ATTENTION = (
+    "attention by XLA, its matrices of scores among the temporaries; a GPU would run cuDNN's kernel, which has none"
+)
 
 
 def build_network(settings: Settings) -> Network:
@@ -75,8 +86,9 @@ def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) 
     """Compiles the training step on the config's mesh of these (described) chips.
 
     Raises:
-      UserError: the mesh or the batch does not go with the number of chips.
+      UserError: the mesh or the batch does not go with the number of chips, or attention not with the compiler.
     """
+    check_attention(settings, chip)
     mesh = described_mesh(settings.mesh, devices)
     sharding.check_batch(settings.train.batch_size, mesh)
     network, optimizer = build_network(settings), optimizers.build(settings.optimizer)
@@ -100,6 +112,7 @@ def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) 
 
 def compile_sampler(settings: Settings, chip: Chip, devices: list[jax.Device], batch_size: int) -> Compiled:
     """Compiles the sampler, weights whole on every chip, as `python -m ucgm_jax.sample` runs it."""
+    check_attention(settings, chip)
     mesh = described_mesh(settings.mesh, devices)
     network = build_network(settings)
     generator = Generator(
@@ -110,7 +123,16 @@ def compile_sampler(settings: Settings, chip: Chip, devices: list[jax.Device], b
     model = float(flops.forward_flops(network)) * generator.nfe * batch_size
     start = time.monotonic(), time.process_time()
     lowered = generator.trace(_at(network.abstract_parameters, whole)).lower()
-    return _compile(settings, chip, mesh, batch_size, lowered, memory, model, model, start)
+    compiled = _compile(settings, chip, mesh, batch_size, lowered, memory, model, model, start)
+    return dataclasses.replace(compiled, passes=generator.nfe)
+
+
+def check_attention(settings: Settings, chip: Chip) -> None:
+    """Raises a UserError unless the compiler has the config's attention without the chip."""
+    backend, allowed = settings.network.attention, ("auto", "xla") if chip.is_gpu else ("auto", "xla", "pallas")
+    if backend not in allowed:
+        reason = "cuDNN's cannot be compiled without a GPU" if backend == "cudnn" else "Pallas' is for TPUs"
+        raise UserError(f"network.attention={backend}: {reason}; a plan for {chip.kind} takes {', '.join(allowed)}")
 
 
 def described_mesh(settings: MeshSettings, devices: list[jax.Device]) -> Mesh:
@@ -119,7 +141,7 @@ def described_mesh(settings: MeshSettings, devices: list[jax.Device]) -> Mesh:
 
 
 def _compile(settings, chip, mesh, batch_size, lowered, memory, model, computed, start) -> Compiled:
-    found, refusal, fits, free = [], "", True, 0.0
+    found, refusal, fits, free, text = [], "", True, 0.0, ""
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -127,7 +149,7 @@ def _compile(settings, chip, mesh, batch_size, lowered, memory, model, computed,
             raise
         refusal, fits = _refusal(str(error)), False
         needed = re.search(r"(?:Used|temporaries \()\s*([\d.]+)G", refusal)
-        free = 1 - float(needed[1]) * 2**30 / chip.memory if needed else -1.0
+        free = 1 - float(needed[1]) * GIB / chip.memory if needed else -1.0
     seconds = time.monotonic() - start[0], time.process_time() - start[1]
     if fits:
         stats = compiled.memory_analysis()
@@ -142,9 +164,20 @@ def _compile(settings, chip, mesh, batch_size, lowered, memory, model, computed,
         memory["padding"] = max(0, used - sum(memory.values()))
         free = 1 - used / chip.memory
         fits = free >= 0
-        found = collectives.read(compiled.as_text(), dict(mesh.shape))
+        if not fits:  # not every compiler refuses
+            refusal = f"needs {used / GIB:.1f} GiB of {chip.memory / GIB:.1f}"
+        hosts = [device.process_index for device in mesh.devices.flat] if chip.network else ()
+        text = compiled.as_text()
+        found = collectives.read(text, dict(mesh.shape), hosts)
     how = (dict(mesh.shape), batch_size, settings.network.remat)
-    return Compiled(*how, memory, fits, refusal, free, model, computed, found, *seconds)
+    notes = _gpu_notes(settings, text) if chip.is_gpu else ()
+    return Compiled(*how, memory, fits, refusal, free, model, computed, found, *seconds, notes)
+
+
+def _gpu_notes(settings: Settings, text: str) -> tuple[str, ...]:
+    replaced = settings.network.attention == "auto" and settings.network.compute_dtype != "float32"
+    notes = {XLA_ATTENTION: replaced, CUDNN_CONVOLUTION: "__cudnn$conv" in text, GPU_MEMORY: True}
+    return tuple(note for note, holds in notes.items() if holds)
 
 
 def _refusal(message: str) -> str:
