@@ -21,7 +21,7 @@ from ucgm_jax.errors import UserError
 _FLAGS = {
     "topology": (None, "chips, such as v5e:16x16, v6e:8x8, v4:4x4x4, v5p:4x4x4, h100:8 or h200:4x8 (hosts x GPUs)"),
     "sampler": (False, "plan the sampler instead of the training step"),
-    "sampler_batch": (0, "samples at once over all chips, with --sampler; default 64 a chip"),
+    "batch-size": (0, "samples at once over all chips, with --sampler; default 64 a chip"),
     "search": (False, "try meshes, remat policies and batch sizes, and report the best that fits"),
     "tries": (6, "programs that --search compiles at most"),
     "out": ("", "file for the report as JSON"),
@@ -33,6 +33,9 @@ def main(argv: list[str]) -> int:
     errors.set_up_logging()
     run_config, given = config.parse_flags(argv, **_FLAGS)
     settings = config.build(run_config)
+    for flag, least in (("batch-size", 0), ("tries", 1)):
+        if given[flag] < least:
+            raise UserError(f"--{flag}={given[flag]}: must be at least {least}")
     # The chips are only described: whatever this machine has must not be started.
     jax.config.update("jax_platforms", "cpu")
     from ucgm_jax.planning import chips, estimate, program, search
@@ -49,7 +52,7 @@ def main(argv: list[str]) -> int:
         result = describe(best) | {"tried": [describe(one) for one in tried]}
         print(f"\nbest of {len(tried)}:")
     elif given["sampler"]:
-        size = given["sampler_batch"] or 64 * topology.count
+        size = given["batch-size"] or 64 * topology.count
         result = describe(program.compile_sampler(settings, topology.chip, devices, size))
     else:
         result = describe(program.compile_training(settings, topology.chip, devices))

@@ -17,9 +17,13 @@ import pytest
 
 from tests.training.small import small_config
 from ucgm_jax import config as config_module
+from ucgm_jax import plan as command
 from ucgm_jax.errors import UserError
+from ucgm_jax.networks import flops
 from ucgm_jax.planning import chips, collectives, estimate, program, search
-from ucgm_jax.training import sharding, speed
+from ucgm_jax.training import optimizers, sharding, speed
+from ucgm_jax.training import state as state_module
+from ucgm_jax.training.step import train_step
 
 CUDA = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 CHIP = chips.Chip("test", flops=1e12, memory=2**30, bandwidth=1e11, interconnect=1e10)
@@ -165,10 +169,31 @@ def test_gradients_are_scattered_before_they_are_summed_over_copies():
 
 
 def test_work_of_all_devices_is_counted():
-    one = dataclasses.replace(settings(), mesh=config_module.MeshSettings())
-    alone = program.compile_training(one, CHIP, jax.devices()[:1])
-    assert compiled().hardware_flops == pytest.approx(alone.hardware_flops)
-    assert compiled().model_flops == pytest.approx(alone.model_flops)
+    optimizer, network = optimizers.build(settings().optimizer), program.build_network(settings())
+    state = state_module.abstract(network, optimizer, settings().objective)
+    mesh, batch = sharding.make_mesh(settings().mesh), program._batch(network, 16)
+    spread = lambda state, batch: train_step(settings(), network, optimizer, state, batch, mesh)
+    assert compiled().hardware_flops == flops.operations(spread, state, batch)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"train__gradient_accumulation": 2, "train__batch_size": 24}, "train.batch_size=24: must be a multiple of"),
+        ({"network__name": "UNet+", "network__num_heads": 0, "mesh__tensor": 2, "mesh__data": 1}, "mesh.tensor=2"),
+    ],
+)
+def test_what_training_would_refuse_is_refused(changes, message):
+    one = config_module.build(small_config(**{"mesh__data": 2, "mesh__fsdp": 4} | changes))
+    one = dataclasses.replace(one, data=dataclasses.replace(one.data, size=32, channels=3, num_classes=10))
+    with pytest.raises(UserError, match=message):
+        program.compile_training(one, CHIP, jax.devices())
+
+
+@pytest.mark.parametrize("flag", ["--tries=0", "--batch-size=-8"])
+def test_counts_have_to_be_positive(flag):
+    with pytest.raises(UserError, match=f"{flag}: must be at least"):
+        command.main(["plan", "--config=configs/digits.py", "--topology=v5e:2x2", flag])
 
 
 def test_report_has_every_kind():

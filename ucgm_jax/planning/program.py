@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import time
@@ -17,7 +18,7 @@ from ucgm_jax.data import sources
 from ucgm_jax.errors import UserError, user_errors
 from ucgm_jax.evaluation.generate import Generator
 from ucgm_jax.method import transports
-from ucgm_jax.networks import flops, names
+from ucgm_jax.networks import attention, flops, names
 from ucgm_jax.networks.names import Network
 from ucgm_jax.planning import collectives
 from ucgm_jax.planning.chips import GIB, Chip
@@ -90,8 +91,9 @@ def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) 
     """
     check_attention(settings, chip)
     mesh = described_mesh(settings.mesh, devices)
-    sharding.check_batch(settings.train.batch_size, mesh)
+    sharding.check_batch(settings.train.batch_size, mesh, microbatches=settings.train.gradient_accumulation)
     network, optimizer = build_network(settings), optimizers.build(settings.optimizer)
+    sharding.check_network(network, mesh)
     state = state_module.abstract(network, optimizer, settings.objective)
     placed = state_module.shardings(state, optimizer, mesh)
     split = sharding.batch_sharding(mesh)
@@ -103,11 +105,12 @@ def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) 
         if getattr(state, name) is not None
     }
     memory["batch"] = sharding.bytes_per_device(batch, jax.tree.map(lambda _: split, batch))
+    policies = (settings.network.remat, "none")
+    computed, model = (_operations(settings, policy, optimizer, state, batch) for policy in policies)
     start = time.monotonic(), time.process_time()
-    traced = step.trace(_at(state, placed), _at(batch, jax.tree.map(lambda _: split, batch)))
-    computed = float(flops.count(traced.jaxpr.jaxpr))
-    model = computed if settings.network.remat == "none" else _without_remat(settings, optimizer, state, batch)
-    return _compile(settings, chip, mesh, settings.train.batch_size, traced.lower(), memory, model, computed, start)
+    with traced_for(chip):
+        lowered = step.lower(_at(state, placed), _at(batch, jax.tree.map(lambda _: split, batch)))
+    return _compile(settings, chip, mesh, settings.train.batch_size, lowered, memory, model, computed, start)
 
 
 def compile_sampler(settings: Settings, chip: Chip, devices: list[jax.Device], batch_size: int) -> Compiled:
@@ -122,7 +125,8 @@ def compile_sampler(settings: Settings, chip: Chip, devices: list[jax.Device], b
     memory = {"parameters": sharding.bytes_per_device(network.abstract_parameters, whole)}
     model = float(flops.forward_flops(network)) * generator.nfe * batch_size
     start = time.monotonic(), time.process_time()
-    lowered = generator.trace(_at(network.abstract_parameters, whole)).lower()
+    with traced_for(chip):
+        lowered = generator.trace(_at(network.abstract_parameters, whole)).lower()
     compiled = _compile(settings, chip, mesh, batch_size, lowered, memory, model, model, start)
     return dataclasses.replace(compiled, passes=generator.nfe)
 
@@ -133,6 +137,11 @@ def check_attention(settings: Settings, chip: Chip) -> None:
     if backend not in allowed:
         reason = "cuDNN's cannot be compiled without a GPU" if backend == "cudnn" else "Pallas' is for TPUs"
         raise UserError(f"network.attention={backend}: {reason}; a plan for {chip.kind} takes {', '.join(allowed)}")
+
+
+def traced_for(chip: Chip) -> contextlib.AbstractContextManager:
+    """Attention is chosen as on the chip. On GPUs that would be cuDNN's, see `check_attention`."""
+    return attention.traced_for("cpu" if chip.is_gpu else "tpu")
 
 
 def described_mesh(settings: MeshSettings, devices: list[jax.Device]) -> Mesh:
@@ -186,12 +195,12 @@ def _refusal(message: str) -> str:
     return " ".join(one for one in sentences if re.search(r"\d[\d.]*[GMK]", one))[:400] or message[:400]
 
 
-def _without_remat(settings: Settings, optimizer: Any, state: Tree, batch: Tree) -> float:
-    """Operations of the step where nothing is computed twice."""
-    plain = dataclasses.replace(settings, network=dataclasses.replace(settings.network, remat="none"))
-    network = build_network(plain)
-    traced = jax.make_jaxpr(lambda state, batch: train_step(plain, network, optimizer, state, batch))(state, batch)
-    return float(flops.count(traced.jaxpr))
+def _operations(settings: Settings, remat: str, optimizer: Any, state: Tree, batch: Tree) -> float:
+    """Operations of the step over all devices, with what this policy computes again."""
+    settings = dataclasses.replace(settings, network=dataclasses.replace(settings.network, remat=remat))
+    network = build_network(settings)
+    step = lambda state, batch: train_step(settings, network, optimizer, state, batch)
+    return float(flops.operations(step, state, batch))
 
 
 def _batch(network: Network, size: int) -> Tree:

@@ -65,11 +65,7 @@ class Run:
         self.config = config_module.to_config_dict(settings)
         with user_errors():
             self.network = names.build(settings.network, self.source.shape, self.source.num_classes)
-        if self.mesh.shape["tensor"] > 1 and self.network.family not in names.TRANSFORMER_FAMILIES:
-            raise UserError(
-                f"mesh.tensor={self.mesh.shape['tensor']}: must be 1 for {self.network.name}; "
-                "U-Nets are split over data and fsdp"
-            )
+        sharding.check_network(self.network, self.mesh)
         during.check(settings, self.source)
         self.normalisation = getattr(self.source, "normalisation", None)
         self.images = (None, None)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ucgm_jax.config import MeshSettings
 from ucgm_jax.errors import UserError
+from ucgm_jax.networks.names import Network
 
 Tree = Any
 
@@ -85,6 +86,14 @@ def check_batch(batch_size: int, mesh: Mesh, key: str = "train.batch_size", micr
         )
     if batch_size % parts:
         raise UserError(f"{key}={batch_size}: must be a multiple of mesh data x fsdp = {parts}")
+
+
+def check_network(network: Network, mesh: Mesh) -> None:
+    """Raises a UserError where the mesh has an axis that the network's family cannot be split over."""
+    if mesh.shape["tensor"] > 1 and not network.stacks:
+        raise UserError(
+            f"mesh.tensor={mesh.shape['tensor']}: must be 1 for {network.name}; U-Nets are split over data and fsdp"
+        )
 
 
 def _logical_axes(path: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
