@@ -148,7 +148,7 @@ def _encoder_depth(settings: NetworkSettings, family: str, depth: int) -> int:
         if settings.encoder_depth:
             raise ValueError(f"network.encoder_depth={settings.encoder_depth}: must be 0 for {settings.name}")
         return 0
-    encoder_depth = settings.encoder_depth or max(1, round(depth * 22 / 28))  # 22 of the published 28 blocks
+    encoder_depth = settings.encoder_depth or min(max(1, round(depth * 22 / 28)), depth - 1)  # 22 of the published 28
     if not 0 < encoder_depth < depth:
         raise ValueError(f"network.encoder_depth={encoder_depth}: must be in [1, {depth - 1}]")
     return encoder_depth
