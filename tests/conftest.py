@@ -12,7 +12,8 @@ import pytest
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
-jax.config.update("jax_platforms", "cpu")
+# Another platform is for the tests that need one: UCGM_TEST_PLATFORM=cuda python -m pytest -m gpu
+jax.config.update("jax_platforms", os.environ.get("UCGM_TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(tempfile.gettempdir()) / "ucgm_jax_test_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
