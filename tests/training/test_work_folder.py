@@ -4,7 +4,7 @@ import pytest
 
 from tests.training.small import small_config
 from ucgm_jax.errors import UserError
-from ucgm_jax.training import loop, work_folder
+from ucgm_jax.training import work_folder
 
 
 def test_the_same_start_may_be_spelled_otherwise(tmp_path, monkeypatch):
@@ -25,12 +25,6 @@ def test_how_a_network_computes_may_change(tmp_path, key, value):
     work_folder.check(tmp_path / "run", small_config(**{f"network__{key}": value}))
     with pytest.raises(UserError, match="network.compute_dtype='bfloat16': .* was begun with 'float32'"):
         work_folder.check(tmp_path / "run", small_config(network__compute_dtype="bfloat16"))
-
-
-def test_a_run_goes_on_with_another_rematerialisation(tmp_path):
-    loop.train(small_config(train__steps=2), tmp_path / "run")
-    state = loop.train(small_config(train__steps=4, network__remat="full"), tmp_path / "run")
-    assert int(state.step) == 4
 
 
 @pytest.mark.parametrize("content", ["not json", "[1, 2]", '{"train": '])
