@@ -206,6 +206,8 @@ def test_truncated_file(tmp_path):
         (["--from=none.pt", *flags("tit_p2")], "none.pt: no such file"),
         (["--from=none.pt", *flags("tit_p2"), "--size=0"], "--size=0: must be at least 1"),
         (["--from=none.pt", *flags("tit_p2"), "--size=7"], "patch 2 must divide the input size 7"),
+        (["--from=none.pt", *flags("tit_p2"), "--depth=-2"], "--depth=-2: must be at least 0"),
+        (["--from=none.pt", *flags("tit_p2"), "--hidden-size=-8"], "--hidden-size=-8: must be at least 0"),
         (["--from=none.pt", *flags("tit_p2"), "--weights=best"], "--weights: invalid choice"),
         (["--from=none.pt", *flags("tit_p2"), "--verify=none.npz"], "--verify=none.npz: must be an .npz file"),
         ([*flags("tit_p2")], "--from"),
@@ -213,6 +215,34 @@ def test_truncated_file(tmp_path):
 )
 def test_wrong_flags(tmp_path, arguments, message):
     assert message in refused(tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"t": np.zeros(3)}, r"t has shape \(3,\), must be numbers of shape \(B\)"),
+        ({"y": np.zeros((2, 1))}, r"y has shape \(2, 1\), must be numbers of shape \(B\)"),
+        ({"y": np.asarray(["a", "b"])}, r"y has shape \(2,\), must be numbers"),
+        ({"out": lambda out: out.transpose(0, 2, 3, 1)}, r"out has shape .*, must be numbers of shape \(B, 4, 8, 8\)"),
+        ({"out": lambda out: out[:1]}, r"out has shape \(1, "),
+        ({"x": lambda x: x[:, :1]}, r"x has shape .*, must be numbers of shape \(B, "),
+        ({"x": lambda x: x[:0]}, r"x has shape \(0, "),
+    ],
+)
+def test_recorded_arrays_that_do_not_fit(tmp_path, change, message):
+    recorded = dict(np.load(GOLDEN / "networks" / "tit_p2.npz"))
+    for name, new in change.items():
+        recorded[name] = new(recorded[name]) if callable(new) else new
+    np.savez(tmp_path / "recorded.npz", **recorded)
+    with pytest.raises(UserError, match=f"--verify={tmp_path / 'recorded.npz'}: {message}"):
+        run(*flags("tit_p2"), f"--from={golden_file('tit_p2')}", f"--verify={tmp_path / 'recorded.npz'}")
+
+
+def test_a_recorded_output_of_zeros(tmp_path, capsys):
+    recorded = dict(np.load(GOLDEN / "networks" / "tit_p2.npz"))
+    np.savez(tmp_path / "recorded.npz", **recorded | {"out": np.zeros_like(recorded["out"])})
+    run(*flags("tit_p2"), f"--from={golden_file('tit_p2')}", f"--verify={tmp_path / 'recorded.npz'}")
+    assert ", inf of the largest entry" in capsys.readouterr().out
 
 
 def test_a_target_that_is_there_is_kept(tmp_path):
@@ -226,6 +256,15 @@ def test_a_folder_without_weights(tmp_path):
         run(f"--from={tmp_path / 'source'}", f"--to={tmp_path / 'w.safetensors'}")
     with pytest.raises(UserError, match=r"must end in .pt"):
         run(f"--from={tmp_path / 'source'}", f"--to={tmp_path / 'w.bin'}")
+
+
+@pytest.mark.parametrize("content", ["not json", "[1, 2]"])
+def test_a_damaged_record_is_one_line(tmp_path, content):
+    path = tmp_path / "conversion.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"^{path}: cannot be read as the record of a conversion: "):
+        run(f"--from={tmp_path}", f"--to={tmp_path / 'w.safetensors'}")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import os
 import pathlib
 import shutil
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -34,14 +34,9 @@ from ucgm_jax.networks.names import Network, NetworkSettings, build
 FAMILY_TRANSPORTS = {"LightningDiT": "ReLinear", "DDT": "ReLinear", "EDM2": "EDM", "UNet+": "EDM"}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def parser() -> argparse.ArgumentParser:
     """All flags."""
-    result = _Parser(
+    result = errors.CommandParser(
         prog="python -m ucgm_jax.convert",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -76,7 +71,8 @@ def settings_of(given: argparse.Namespace) -> Settings:
         if getattr(given, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}={getattr(given, name)}: must be at least 1")
     shape = {name: getattr(given, name) for name in ("hidden_size", "depth", "num_heads", "encoder_depth")}
-    network = NetworkSettings(given.network, **shape)
+    with user_errors("--"):
+        network = NetworkSettings(given.network, **shape)
     family = network_of(Settings(data=data_settings(given), network=network)).family
     transport = given.transport or FAMILY_TRANSPORTS.get(family, "Linear")
     return Settings(transport=transport, data=data_settings(given), network=network)
@@ -95,14 +91,15 @@ def network_of(settings: Settings) -> Network:
 
 
 def verify(network: Network, parameters: Any, recorded: dict[str, np.ndarray]) -> tuple[float, float]:
-    """Largest absolute difference to recorded outputs, and that over the largest entry of these."""
+    """Largest absolute difference to recorded outputs, and that over the largest entry of these (inf if it is 0)."""
     import jax
 
     x, t = recorded["x"].astype(np.float32).transpose(0, 2, 3, 1), recorded["t"].astype(np.float32)
     parameters = jax.tree.map(np.asarray, parameters)
     out = np.asarray(jax.jit(network.apply)(parameters, x, t, recorded["y"].astype(np.int32))).transpose(0, 3, 1, 2)
     difference = float(np.abs(out.astype(np.float64) - recorded["out"]).max())
-    return difference, difference / float(np.abs(recorded["out"]).max())
+    largest = float(np.abs(recorded["out"]).max())
+    return difference, difference / largest if largest else np.inf
 
 
 def read_recorded(path: str | None, network: Network) -> dict[str, np.ndarray] | None:
@@ -122,10 +119,12 @@ def read_recorded(path: str | None, network: Network) -> dict[str, np.ndarray] |
     if missing:
         raise UserError(f"--verify={path}: lacks {', '.join(sorted(missing))}; must hold x, t, y, out")
     height, width, channels = network.shape
-    if recorded["x"].shape[1:] != (channels, height, width):
-        raise UserError(
-            f"--verify={path}: x has shape {recorded['x'].shape}, must be (B, {channels}, {height}, {width})"
-        )
+    batch = max(recorded["x"].shape[:1], default=1)
+    image = (batch, channels, height, width)
+    for name, shape in {"x": image, "t": (batch,), "y": (batch,), "out": image}.items():
+        if recorded[name].shape != shape or not batch or recorded[name].dtype.kind not in "fiu":
+            allowed = f"numbers of shape ({', '.join(['B', *map(str, shape[1:])])})"
+            raise UserError(f"--verify={path}: {name} has shape {recorded[name].shape}, must be {allowed}")
     return recorded
 
 

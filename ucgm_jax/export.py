@@ -22,7 +22,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 def parser() -> Any:
     """All flags. Those of the sampler that are not given come from the checkpoint's config."""
-    result = sample.CommandParser(prog="python -m ucgm_jax.export", description=__doc__)
+    result = errors.CommandParser(prog="python -m ucgm_jax.export", description=__doc__)
     add = result.add_argument
     add("--checkpoint", required=True, help="a work folder (its newest checkpoint), or one checkpoint of it")
     add("--out", required=True, help="FILE.npz")
@@ -89,30 +89,27 @@ def main(argv: list[str]) -> int:
     from ucgm_jax.config import MeshSettings
     from ucgm_jax.evaluation.generate import Generator
     from ucgm_jax.method import transports
-    from ucgm_jax.networks import names
     from ucgm_jax.training import checkpoints, sharding
 
     found = checkpoints.find(given.checkpoint)
     settings = found.settings
     sampler, guidance = sample.overrides(settings, given)
-    shape = (settings.data.size, settings.data.size, settings.data.channels)
     # The one implementation of attention that every platform has.
     plain = dataclasses.replace(settings.network, attention="xla")
-    network = names.build(plain, shape, settings.data.num_classes)
+    network = checkpoints.network_of(dataclasses.replace(found, settings=dataclasses.replace(settings, network=plain)))
     mesh = sharding.make_mesh(MeshSettings(), jax.local_devices()[:1])
     generator = Generator(network, transports.get(settings.transport), sampler, guidance, mesh, given.batch_size)
-    whole = jax.tree.map(lambda _: sharding.replicated(mesh), network.abstract_parameters)
-    parameters = checkpoints.read_weights(found, network.abstract_parameters, whole, given.weights)
+    parameters = checkpoints.read_replicated(found, network, mesh, given.weights)
+    errors.make_room(out)
     facts = {
         "network": network.name,
         "step": found.step,
         "sampler": dataclasses.asdict(sampler),
         "guidance": dataclasses.asdict(guidance),
         "nfe": generator.nfe,
-        "shape": shape,
+        "shape": network.shape,
         "num_classes": network.num_classes,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(export(generator, parameters, facts, platforms))
     size = out.stat().st_size / 2**20
     print(

@@ -120,12 +120,13 @@ def test_keeps_the_newest_checkpoints(tmp_path):
 
 
 class TestWorkFolder:
-    def test_begun_with_another_config_is_refused(self, tmp_path):
+    def test_another_config_is_refused_unless_it_only_computes_otherwise(self, tmp_path):
         loop.train(small_config(train__steps=1), tmp_path / "run")
         before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
         with pytest.raises(UserError, match="optimizer.learning_rate=0.5: .*0.001"):
             loop.train(small_config(train__steps=2, optimizer__learning_rate=0.5), tmp_path / "run")
         assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+        assert int(loop.train(small_config(train__steps=2, network__remat="full"), tmp_path / "run").step) == 2
 
     def test_foreign_files_are_left_alone(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("chapter 1")

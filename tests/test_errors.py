@@ -1,0 +1,62 @@
+"""How the mistakes of users are found and told."""
+
+import pytest
+
+from ucgm_jax import errors
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "No such file"),
+        (b"not json", "Expecting value"),
+        (b'{"steps": ', "Expecting value"),
+        (b"\xff\xfe", "can't decode"),
+        (b"[1, 2]", "holds list, must hold an object"),
+        (b'{"a": 1, "c": 2}', "lacks b"),
+    ],
+)
+def test_damaged_json_is_a_mistake_that_names_the_file(tmp_path, content, message):
+    path = tmp_path / "plan.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(errors.UserError, match=message) as caught:
+        errors.read_json(path, "the plan of an evaluation", "a", "b")
+    assert str(caught.value).startswith(f"{path}: cannot be read as the plan of an evaluation: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_json_is_read(tmp_path):
+    (tmp_path / "plan.json").write_text('{"steps": [1, 2]}')
+    assert errors.read_json(tmp_path / "plan.json", "a plan") == {"steps": [1, 2]}
+
+
+def stop(main, capsys):
+    """Exit code and stderr of a command."""
+    with pytest.raises(SystemExit) as stopped:
+        errors.run(main)
+    return stopped.value.code, capsys.readouterr().err
+
+
+def test_a_path_that_the_system_refuses_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    code, text = stop(lambda argv: (tmp_path / "file" / "x.npz").write_text("x"), capsys)
+    assert code == 2 and text == f"error: {tmp_path / 'file' / 'x.npz'}: Not a directory\n"
+
+
+def test_other_failures_of_the_system_keep_their_traceback():
+    def main(argv):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        errors.run(main)
+
+
+def test_room_is_made_before_the_work(tmp_path):
+    errors.make_room(tmp_path / "new" / "folder" / "x.npz")
+    assert (tmp_path / "new" / "folder").is_dir() and not list((tmp_path / "new" / "folder").iterdir())
+    with pytest.raises(errors.UserError, match=f"--out={tmp_path / 'new'}: is a folder"):
+        errors.make_room(tmp_path / "new")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(errors.UserError, match=f"--out={tmp_path / 'file' / 'x.npz'}: "):
+        errors.make_room(tmp_path / "file" / "x.npz")
