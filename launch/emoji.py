@@ -17,7 +17,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -28,11 +28,6 @@ from ucgm_jax.data.images import to_rgb
 from ucgm_jax.errors import UserError
 
 LIST, PICTURES = "emoji.json", "img/twitter/64"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 class Package:
@@ -121,7 +116,7 @@ def prepare(package: pathlib.Path, out: pathlib.Path) -> dict[str, int]:
 
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = errors.CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--package", required=True, help="the package's folder, or its .tgz")
     parser.add_argument("--out", default="runs/emoji/images", help="folder to make")
     given = parser.parse_args(argv[1:])

@@ -16,7 +16,7 @@ import os
 import pathlib
 import shutil
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -34,14 +34,9 @@ from ucgm_jax.networks.names import Network, NetworkSettings, build
 FAMILY_TRANSPORTS = {"LightningDiT": "ReLinear", "DDT": "ReLinear", "EDM2": "EDM", "UNet+": "EDM"}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def parser() -> argparse.ArgumentParser:
     """All flags."""
-    result = _Parser(
+    result = errors.CommandParser(
         prog="python -m ucgm_jax.convert",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

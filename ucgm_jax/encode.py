@@ -10,7 +10,6 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable
-from typing import NoReturn
 
 import numpy as np
 
@@ -18,14 +17,9 @@ from ucgm_jax import errors
 from ucgm_jax.errors import UserError, user_errors
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def parser() -> argparse.ArgumentParser:
     """All flags."""
-    result = _Parser(prog="python -m ucgm_jax.encode", description=__doc__)
+    result = errors.CommandParser(prog="python -m ucgm_jax.encode", description=__doc__)
     add = result.add_argument
     add("--images", default="", help="a folder of class folders, or tfds:NAME@SPLIT")
     add("--autoencoder", default="", help="published name, such as vavae_f16d32; idae_f1c3 keeps pixels")

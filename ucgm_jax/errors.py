@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import json
 import logging
+import pathlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(ValueError):
@@ -28,6 +31,33 @@ def user_errors(section: str = "") -> Iterator[None]:
         raise
     except ValueError as error:
         raise UserError(section + " ".join(str(error).split())) from error
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser of a command's flags whose complaints are `UserError`s."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuses the arguments."""
+        raise UserError(message)
+
+
+def read_json(path: pathlib.Path, what: str) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Args:
+      path: of the file.
+      what: it is to be, for the message, such as "the plan of an evaluation".
+
+    Raises:
+      UserError: it cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError(f"holds {type(value).__name__}, must hold an object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as {what}: {' '.join(str(error).split())}") from error
+    return value
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:

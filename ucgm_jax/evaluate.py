@@ -10,21 +10,15 @@ import argparse
 import pathlib
 import sys
 import time
-from typing import Any, NoReturn
+from typing import Any
 
 from ucgm_jax import errors, sample
 from ucgm_jax.encode import every
-from ucgm_jax.errors import UserError
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 def parser() -> argparse.ArgumentParser:
     """All flags but --config and --config.key. Those that are not given come from the config."""
-    result = _Parser(prog="python -m ucgm_jax.evaluate", description=__doc__, allow_abbrev=False)
+    result = errors.CommandParser(prog="python -m ucgm_jax.evaluate", description=__doc__, allow_abbrev=False)
     add = result.add_argument
     add("--checkpoint", required=True, help="a work folder, or one checkpoint of it")
     add("--out", required=True, help="folder for results.json, samples.png and what --save names")

@@ -22,7 +22,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 def parser() -> Any:
     """All flags. Those of the sampler that are not given come from the checkpoint's config."""
-    result = sample.CommandParser(prog="python -m ucgm_jax.export", description=__doc__)
+    result = errors.CommandParser(prog="python -m ucgm_jax.export", description=__doc__)
     add = result.add_argument
     add("--checkpoint", required=True, help="a work folder (its newest checkpoint), or one checkpoint of it")
     add("--out", required=True, help="FILE.npz")

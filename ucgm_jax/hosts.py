@@ -22,7 +22,7 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ucgm_jax.errors import UserError
+from ucgm_jax.errors import CommandParser, UserError
 
 if TYPE_CHECKING:
     from ucgm_jax.config import Settings
@@ -69,17 +69,12 @@ def take_flags(argv: list[str]) -> tuple[list[str], argparse.Namespace]:
     Raises:
       UserError: a number that is none.
     """
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = CommandParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--coordinator", default="")
     parser.add_argument("--process-index", type=int)
     parser.add_argument("--process-count", type=int)
     given, rest = parser.parse_known_args(argv[1:])
     return [argv[0], *rest], given
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(message)
 
 
 def find(given: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Hosts:

@@ -9,20 +9,13 @@ import argparse
 import dataclasses
 import pathlib
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from ucgm_jax import errors, hosts
 from ucgm_jax.config import GuidanceSettings, MeshSettings, Settings
 from ucgm_jax.errors import UserError, user_errors
-
-
-class CommandParser(argparse.ArgumentParser):
-    """A parser whose complaints are `UserError`s."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 def _numbers(count: int):
@@ -41,7 +34,7 @@ def _ratio(text: str) -> float | str:
 
 def parser() -> argparse.ArgumentParser:
     """All flags. Those that are not given come from the checkpoint's config."""
-    result = CommandParser(prog="python -m ucgm_jax.sample", description=__doc__)
+    result = errors.CommandParser(prog="python -m ucgm_jax.sample", description=__doc__)
     add = result.add_argument
     add("--checkpoint", required=True, help="a work folder (its newest checkpoint), or one checkpoint of it")
     add("--out", required=True, help="FILE.png for a picture, FILE.npz for arrays x, labels, indices (images)")
