@@ -16,17 +16,12 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from ucgm_jax import errors
 from ucgm_jax.autoencoders.names import AutoencoderSettings
-from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.errors import UserError, at_least, check, interval, user_errors
 from ucgm_jax.method.objective import ObjectiveSettings
 from ucgm_jax.method.sampler import SamplerSettings
 from ucgm_jax.networks.names import NetworkSettings
-
-
-def _check(settings: Any, **rules: tuple[bool, str]) -> None:
-    for name, (valid, allowed) in rules.items():
-        if not valid:
-            raise ValueError(f"{name}={getattr(settings, name)!r}: must be {allowed}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +54,10 @@ class DataSettings:
     statistics: str = ""
     verify_checksums: bool = False
 
+    def __post_init__(self):
+        at_least(self, 0, "size", "channels", "num_classes", "prefetch")
+        at_least(self, 1, "read_threads")
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
@@ -87,15 +86,12 @@ class OptimizerSettings:
     decay_steps: int = 0
 
     def __post_init__(self):
-        _check(
+        at_least(self, 0, "weight_decay", "epsilon", "max_gradient_norm", "warmup_steps")
+        check(
             self,
-            learning_rate=(self.learning_rate > 0, "above 0"),
+            learning_rate=(0 < self.learning_rate < math.inf, "above 0"),
             beta1=(0 <= self.beta1 < 1, "in [0, 1)"),
             beta2=(0 <= self.beta2 < 1, "in [0, 1)"),
-            weight_decay=(self.weight_decay >= 0, "at least 0"),
-            epsilon=(self.epsilon >= 0, "at least 0"),
-            max_gradient_norm=(self.max_gradient_norm >= 0, "at least 0"),
-            warmup_steps=(self.warmup_steps >= 0, "at least 0"),
             decay_steps=(self.decay_steps == 0 or self.decay_steps > self.warmup_steps, "0 or above warmup_steps"),
         )
 
@@ -140,22 +136,10 @@ class TrainSettings:
     profile_steps: int = 5
 
     def __post_init__(self):
-        _check(
-            self,
-            steps=(self.steps >= 1, "at least 1"),
-            batch_size=(self.batch_size >= 1, "at least 1"),
-            ema_decay=(0 <= self.ema_decay < 1, "in [0, 1)"),
-            max_bad_steps=(self.max_bad_steps >= 1, "at least 1"),
-            log_every=(self.log_every >= 1, "at least 1"),
-            checkpoint_every=(self.checkpoint_every >= 0, "at least 0"),
-            sample_every=(self.sample_every >= 0, "at least 0"),
-            evaluate_every=(self.evaluate_every >= 0, "at least 0"),
-            evaluate_samples=(self.evaluate_samples >= 1, "at least 1"),
-            keep_checkpoints=(self.keep_checkpoints >= 1, "at least 1"),
-            gradient_accumulation=(self.gradient_accumulation >= 1, "at least 1"),
-            profile_from=(self.profile_from >= 0, "at least 0"),
-            profile_steps=(self.profile_steps >= 1, "at least 1"),
-        )
+        at_least(self, 0, "checkpoint_every", "sample_every", "evaluate_every", "profile_from")
+        at_least(self, 1, "steps", "batch_size", "gradient_accumulation", "max_bad_steps", "log_every")
+        at_least(self, 1, "evaluate_samples", "keep_checkpoints", "profile_steps")
+        check(self, ema_decay=(0 <= self.ema_decay < 1, "in [0, 1)"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +159,7 @@ class MeshSettings:
     def __post_init__(self):
         for name in ("data", "fsdp", "tensor"):
             size = getattr(self, name)
-            _check(self, **{name: (size >= 1 or size == -1, "at least 1, or -1 for the rest")})
+            check(self, **{name: (size >= 1 or size == -1, "at least 1, or -1 for the rest")})
         if (self.data, self.fsdp, self.tensor).count(-1) > 1:
             raise ValueError(f"data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: only one may be -1")
 
@@ -208,6 +192,13 @@ class GuidanceSettings:
     scale: float = 0.0
     interval: tuple[float, float] = (0.0, 1.0)
 
+    def __post_init__(self):
+        check(
+            self,
+            scale=(math.isfinite(self.scale), "finite"),
+            interval=interval(self.interval),
+        )
+
     @property
     def is_on(self) -> bool:
         """Whether guidance changes anything."""
@@ -229,7 +220,8 @@ class EvaluationSettings:
     reference: str = ""
 
     def __post_init__(self):
-        _check(self, step=(self.step >= 0, "at least 0"), samples=(self.samples >= 1, "at least 1"))
+        at_least(self, 0, "step")
+        at_least(self, 1, "samples")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,6 +250,9 @@ class Settings:
     guidance: GuidanceSettings = GuidanceSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     expected: ExpectedSettings = ExpectedSettings()
+
+    def __post_init__(self):
+        check(self, seed=errors.seed(self.seed))
 
 
 def default_config() -> ml_collections.ConfigDict:

@@ -6,9 +6,11 @@ import argparse
 import contextlib
 import json
 import logging
+import math
+import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 
@@ -24,13 +26,54 @@ class RunError(RuntimeError):
 
 @contextlib.contextmanager
 def user_errors(section: str = "") -> Iterator[None]:
-    """Turns a ValueError raised inside into a `UserError`, with `section` (such as "objective.") before the message."""
+    """Turns a ValueError raised inside into a `UserError`, with `section` before the message.
+
+    The section is "objective." and the like, or the start of a flag ("--", "--guidance-"): the key is then spelled as
+    flags are, with hyphens.
+    """
     try:
         yield
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(section + " ".join(str(error).split())) from error
+        key, sign, rest = " ".join(str(error).split()).partition("=")
+        key = key.replace("_", "-") if section.endswith("-") else key
+        raise UserError(f"{section}{key}{sign}{rest}") from error
+
+
+def check(settings: Any, **rules: tuple[bool, str]) -> None:
+    """Refuses values of a settings dataclass, or of flags.
+
+    Args:
+      settings: has the values.
+      **rules: name -> (whether its value is valid, what is allowed). To be written so that NaN is not valid.
+
+    Raises:
+      ValueError: naming the first that is not.
+    """
+    for name, (valid, allowed) in rules.items():
+        if not valid:
+            raise ValueError(f"{name}={getattr(settings, name)!r}: must be {allowed}")
+
+
+def at_least(settings: Any, least: int, *names: str) -> None:
+    """`check` that these values are finite and not below `least`."""
+    check(settings, **{name: (least <= getattr(settings, name) < math.inf, f"at least {least}") for name in names})
+
+
+def one_of(value: str, allowed: Iterable[str]) -> tuple[bool, str]:
+    """The rule of `check` for names."""
+    return value in allowed, f"one of {', '.join(allowed)}"
+
+
+def seed(value: int) -> tuple[bool, str]:
+    """The rule of `check` for seeds, of which random numbers take 32 bits."""
+    return 0 <= value < 2**32, f"from 0 to {2**32 - 1}"
+
+
+def interval(value: tuple[float, float]) -> tuple[bool, str]:
+    """The rule of `check` for a pair of times."""
+    return 0 <= value[0] <= value[1] <= 1, "two times in [0, 1], the lower one first"
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -60,10 +103,30 @@ def read_json(path: pathlib.Path, what: str) -> dict[str, Any]:
     return value
 
 
+def reason(error: OSError) -> str:
+    """What the system says of a path, in one line."""
+    return error.strerror or " ".join(str(error).split())
+
+
+def make_room(path: pathlib.Path, key: str = "--out") -> None:
+    """Makes the folder of a file that is to be written, before the work that it takes to have something to write.
+
+    Raises:
+      UserError: it cannot be made, or the path is a folder itself.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}={path}: {reason(error)}") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"{key}={path}: {'is a folder' if path.is_dir() else 'its folder cannot be written to'}")
+
+
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs a command with the process's arguments; an error of ours becomes one line on stderr.
 
-    Exit codes: 2 for a `UserError`, a `RunError`'s own (1, or 75 when preempted), 130 when interrupted.
+    So does a path that the system refuses. Exit codes: 2 for a `UserError` and for such a path, a `RunError`'s own (1,
+    or 75 when preempted), 130 when interrupted.
     """
     try:
         code = main(sys.argv)
@@ -73,6 +136,11 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
+    except OSError as error:
+        if error.filename is None:  # not a path's fault
+            raise
+        print(f"error: {error.filename}: {reason(error)}", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

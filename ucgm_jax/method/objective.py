@@ -20,12 +20,14 @@ and (x*, z*) is the pair (x, z), enhanced when the enhancement ratio zeta is not
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ucgm_jax.errors import at_least, check, interval, one_of
 from ucgm_jax.method.prediction import Prediction, expand_time, predict
 from ucgm_jax.method.transports import ANGULAR_FREQUENCY, Array, Transport
 
@@ -66,15 +68,16 @@ class ObjectiveSettings:
     target_decay: float = 0.999
 
     def __post_init__(self):
-        for name in ("consistency_ratio", "label_drop", "target_decay"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be in [0, 1]")
-        if self.huber_constant < 0:
-            raise ValueError(f"huber_constant={self.huber_constant!r}: must be at least 0")
-        if self.weighting not in WEIGHTINGS:
-            raise ValueError(f"weighting={self.weighting!r}: must be one of {', '.join(WEIGHTINGS)}")
-        if min(self.time_distribution) <= 0:
-            raise ValueError(f"time_distribution={self.time_distribution!r}: all three must be above 0")
+        at_least(self, 0, "huber_constant")
+        shares = ("consistency_ratio", "label_drop", "target_decay")
+        check(
+            self,
+            **{name: (0 <= getattr(self, name) <= 1, "in [0, 1]") for name in shares},
+            enhancement_ratio=(math.isfinite(self.enhancement_ratio), "finite"),
+            enhancement_range=interval(self.enhancement_range),
+            weighting=one_of(self.weighting, WEIGHTINGS),
+            time_distribution=(all(0 < one < math.inf for one in self.time_distribution), "three numbers above 0"),
+        )
 
     @property
     def uses_target_network(self) -> bool:

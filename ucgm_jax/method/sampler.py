@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ucgm_jax.errors import at_least, check
 from ucgm_jax.method.prediction import Prediction
 from ucgm_jax.method.times import sampling_times
 from ucgm_jax.method.transports import Array, Transport
@@ -52,20 +53,16 @@ class SamplerSettings:
 
     def __post_init__(self):
         rho = self.stochasticity_ratio
-        checks = {
-            "steps": (self.steps >= 1, "at least 1"),
-            "order": (self.order in (1, 2), "1 or 2"),
-            "extrapolation_ratio": (self.extrapolation_ratio >= 0, "at least 0"),
-            "stochasticity_ratio": (
-                rho == "auto" if isinstance(rho, str) else 0.0 <= rho <= 1.0,
-                'in [0, 1], or "auto"',
-            ),
-            "schedule": (min(self.schedule) > 0, "three numbers above 0"),
-            "gaps": (min(self.gaps) >= 0 and sum(self.gaps) < 1, "two numbers of at least 0 with a sum below 1"),
-        }
-        for name, (valid, allowed) in checks.items():
-            if not valid:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be {allowed}")
+        at_least(self, 1, "steps")
+        at_least(self, 0, "extrapolation_ratio")
+        gaps = all(gap >= 0 for gap in self.gaps) and sum(self.gaps) < 1
+        check(
+            self,
+            order=(self.order in (1, 2), "1 or 2"),
+            stochasticity_ratio=(rho == "auto" if isinstance(rho, str) else 0 <= rho <= 1, 'in [0, 1], or "auto"'),
+            schedule=(all(0 < one < np.inf for one in self.schedule), "three numbers above 0"),
+            gaps=(gaps, "two numbers of at least 0 with a sum below 1"),
+        )
 
     @property
     def points(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ucgm_jax.errors import at_least, check, one_of
 from ucgm_jax.networks import attention, convolutions, edm2, layers, transformer, unet
 from ucgm_jax.networks.convolutions import UNetSettings
 from ucgm_jax.networks.functional import Functional, Parameters, Placement, placing
@@ -55,16 +56,14 @@ class NetworkSettings:
     attention: str = "auto"
 
     def __post_init__(self):
-        if self.unroll < 1:
-            raise ValueError(f"unroll={self.unroll!r}: must be at least 1")
-        allowed = {
-            "compute_dtype": ("float32", "bfloat16"),
-            "remat": tuple(layers.REMATERIALISATION),
-            "attention": attention.BACKENDS,
-        }
-        for field, values in allowed.items():
-            if getattr(self, field) not in values:
-                raise ValueError(f"{field}={getattr(self, field)!r}: must be one of {', '.join(values)}")
+        at_least(self, 0, "hidden_size", "depth", "num_heads", "encoder_depth")
+        at_least(self, 1, "unroll")
+        check(
+            self,
+            compute_dtype=one_of(self.compute_dtype, ("float32", "bfloat16")),
+            remat=one_of(self.remat, layers.REMATERIALISATION),
+            attention=one_of(self.attention, attention.BACKENDS),
+        )
         if self.attention == "cudnn" and self.compute_dtype == "float32":
             raise ValueError("attention='cudnn': needs compute_dtype=bfloat16; with float32 use auto or xla")
 
