@@ -2,14 +2,18 @@
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.training import processes
 from tests.training.small import small_config
-from ucgm_jax import config, errors, sample, train
+from ucgm_jax import errors, sample, train
 from ucgm_jax.training import loop
 
 
@@ -54,6 +58,8 @@ CONFIG = "--config=configs/digits.py"
         ([CONFIG, "--config.sampler.steps=0"], "sampler.steps=0: must be at least 1"),
         ([CONFIG, "--config.sampler.order=3"], "sampler.order=3: must be 1 or 2"),
         ([CONFIG, "--config.sampler.stochasticity_ratio=often"], "sampler.stochasticity_ratio='often': must be in"),
+        ([CONFIG, "--config.seed=-1"], "seed=-1: must be from 0 to 4294967295"),
+        ([CONFIG, "--config.guidance.interval=(0.9,0.1)"], "guidance.interval=.0.9, 0.1.: must be two times in .0, 1"),
     ],
 )
 def test_mistakes_in_training(arguments, message, tmp_path, monkeypatch, capsys):
@@ -82,6 +88,18 @@ def test_work_folder_must_be_given(monkeypatch, capsys):
         (["--checkpoint={workdir}", "--order=3"], "--order=3: must be 1 or 2"),
         (["--checkpoint={workdir}", "--steps=few"], "argument --steps: invalid int value: 'few'"),
         (["--checkpoint={workdir}", "--batch-size=12"], "--batch-size=12: must be a multiple of .*= 8"),
+        (["--checkpoint={workdir}", "--batch-size=-8"], "--batch-size=-8: must be at least 0"),
+        (["--checkpoint={workdir}", "--count=-3"], "--count=-3: must be at least 0"),
+        (["--checkpoint={workdir}", "--seed=-1"], "--seed=-1: must be from 0 to 4294967295"),
+        (["--checkpoint={workdir}", "--seed=99999999999"], "--seed=99999999999: must be from 0 to"),
+        (["--checkpoint={workdir}", "--guidance-scale=nan"], "--guidance-scale=nan: must be finite"),
+        (["--checkpoint={workdir}", "--guidance-interval=0.9,0.1"], r"--guidance-interval=\(0.9, 0.1\): must be two"),
+        (["--checkpoint={workdir}", "--extrapolation-ratio=nan"], "--extrapolation-ratio=nan: must be at least 0"),
+        (
+            ["--checkpoint={workdir}", "--out={workdir}/config.json/x.npz"],
+            "--out=.*/x.npz: (Not a dir|File exists)",
+        ),
+        (["--checkpoint={workdir}", "--process-count=2"], "--coordinator=: must be HOST:PORT"),
         (["--checkpoint={workdir}", "--out=x.gif"], "--out=x.gif: must end in .png or .npz"),
         (["--steps=2"], "--checkpoint"),
     ],
@@ -127,6 +145,25 @@ def test_sample_depends_on_its_seed_and_index_alone(workdir, tmp_path, monkeypat
     assert not np.allclose(other["x"], narrow["x"], atol=1e-2)
 
 
+@pytest.mark.slow
+def test_samples_of_two_processes_are_those_of_one(workdir, tmp_path):
+    command = [sys.executable, "-m", "ucgm_jax.sample", f"--checkpoint={workdir}", "--labels=0-9", "--count=12",
+               "--stochasticity-ratio=0.5", "--batch-size=8"]  # fmt: skip
+    environment, hosts = os.environ | {"JAX_PLATFORMS": "cpu"}, f"--coordinator=localhost:{processes.free_port()}"
+    flags = [[], *([hosts, "--process-count=2", f"--process-index={index}"] for index in range(2))]
+    outs = [tmp_path / name for name in ("alone.npz", "first.npz", "second.npz")]
+    started = [
+        subprocess.Popen([*command, f"--out={out}", *more], env=environment | {"JAX_NUM_CPU_DEVICES": devices})
+        for out, more, devices in zip(outs, flags, "211", strict=True)
+    ]
+    assert processes.finish(started) == [0, 0, 0]
+    assert not outs[2].exists(), "process 0 alone writes"
+    theirs, ours = map(np.load, outs[:2])
+    np.testing.assert_array_equal(ours["labels"], theirs["labels"])
+    np.testing.assert_allclose(ours["x"], theirs["x"], atol=1e-5)
+    assert np.ptp(ours["x"]) > 0.1
+
+
 def test_sample_writes_a_picture_and_guidance_changes_it(workdir, tmp_path, monkeypatch, capsys):
     pictures = []
     for scale in (0.0, 500.0):  # eight steps of training have hardly begun to tell labels apart
@@ -136,11 +173,6 @@ def test_sample_writes_a_picture_and_guidance_changes_it(workdir, tmp_path, monk
         pictures.append(np.asarray(Image.open(out)))
     assert pictures[0].shape == pictures[1].shape
     assert not np.array_equal(*pictures)
-
-
-def test_config_round_trip():
-    settings = config.Settings()
-    assert config.build(config.to_config_dict(settings)) == settings
 
 
 def test_progress_reports_rate_and_time_left(monkeypatch):

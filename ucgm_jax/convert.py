@@ -71,7 +71,8 @@ def settings_of(given: argparse.Namespace) -> Settings:
         if getattr(given, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}={getattr(given, name)}: must be at least 1")
     shape = {name: getattr(given, name) for name in ("hidden_size", "depth", "num_heads", "encoder_depth")}
-    network = NetworkSettings(given.network, **shape)
+    with user_errors("--"):
+        network = NetworkSettings(given.network, **shape)
     family = network_of(Settings(data=data_settings(given), network=network)).family
     transport = given.transport or FAMILY_TRANSPORTS.get(family, "Linear")
     return Settings(transport=transport, data=data_settings(given), network=network)

@@ -9,13 +9,13 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from ucgm_jax.errors import RunError, UserError
+from ucgm_jax.errors import RunError, UserError, reason
 
 # How long one process may take longer than another to start and compile.
 BARRIER_SECONDS = 3600
@@ -85,6 +85,25 @@ def leaving_at_once() -> Iterator[None]:
 def is_first() -> bool:
     """Whether this is process 0, the one that writes what is not split over all."""
     return jax.process_index() == 0
+
+
+def first_does(action: Callable[[], None]) -> None:
+    """Process 0 does something for all, which others wait for.
+
+    Raises:
+      UserError: on every process, where process 0 met one, or a path that the system refuses.
+    """
+    problem = ""
+    if is_first():
+        try:
+            action()
+        except UserError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"{error.filename or 'disk'}: {reason(error)}"
+    problem = agree(problem)
+    if problem:
+        raise UserError(problem)
 
 
 _barriers = itertools.count()

@@ -15,7 +15,7 @@ import numpy as np
 
 from ucgm_jax import errors, hosts
 from ucgm_jax.config import GuidanceSettings, MeshSettings, Settings
-from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.errors import UserError, at_least, check, make_room, user_errors
 
 
 def _numbers(count: int):
@@ -89,11 +89,11 @@ def overrides(settings: Settings, given: argparse.Namespace) -> tuple[Any, Guida
     changed = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     with user_errors("--"):
         sampler = dataclasses.replace(settings.sampler, **changed)
-    guidance = settings.guidance
-    if given.guidance_scale is not None:
-        guidance = dataclasses.replace(guidance, scale=given.guidance_scale)
-    if given.guidance_interval is not None:
-        guidance = dataclasses.replace(guidance, interval=given.guidance_interval)
+    guided = {"scale": given.guidance_scale, "interval": given.guidance_interval}
+    with user_errors("--guidance-"):
+        guidance = dataclasses.replace(
+            settings.guidance, **{name: value for name, value in guided.items() if value is not None}
+        )
     return sampler, guidance
 
 
@@ -120,9 +120,21 @@ def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
     argv, given_hosts = hosts.take_flags(argv)
     given = parser().parse_args(argv[1:])
-    out = pathlib.Path(given.out)
-    if out.suffix not in (".png", ".npz"):
+    if pathlib.Path(given.out).suffix not in (".png", ".npz"):
         raise UserError(f"--out={given.out}: must end in .png or .npz")
+    with user_errors("--"):
+        check(given, seed=errors.seed(given.seed))
+        at_least(given, 0, "count", "batch_size")
+    hosts.start(hosts.find(given_hosts))
+    from ucgm_jax import processes
+
+    with processes.leaving_at_once():
+        run(given)
+    return 0
+
+
+def run(given: argparse.Namespace) -> None:
+    """Samples and writes --out: on every process of several, of which the first writes."""
     from ucgm_jax import processes
     from ucgm_jax.evaluation import outputs, pictures
     from ucgm_jax.evaluation.generate import Generator
@@ -141,18 +153,19 @@ def main(argv: list[str]) -> int:
     devices = mesh.size
     batch_size = given.batch_size or min(-(-count // devices), 64) * devices
     images = (None, None)
-    if out.suffix == ".png" or given.autoencoder_weights:
+    if given.out.endswith(".png") or given.autoencoder_weights:
         paths = {"weights_path": given.autoencoder_weights, "statistics_path": given.statistics}
         images = outputs.with_images(settings, mesh, **paths, known=found.normalisation)
     generator = Generator(network, transports.get(settings.transport), sampler, guidance, mesh, batch_size, *images)
     parameters = checkpoints.read_replicated(found, network, mesh, given.weights)
 
+    out = pathlib.Path(given.out)
+    processes.first_does(lambda: make_room(out))
     progress = Progress(count, unit="sample")
     x = generator(parameters, labels, seed=given.seed, progress=progress.show)
     progress.close()
     if not processes.is_first():  # every process has all samples
-        return 0
-    out.parent.mkdir(parents=True, exist_ok=True)
+        return
     if out.suffix == ".npz":
         np.savez(out, **(x if isinstance(x, dict) else {"x": x}), labels=labels, indices=np.arange(count))
     else:
@@ -160,7 +173,6 @@ def main(argv: list[str]) -> int:
     print(
         f"{count} samples of step {found.step} with {sampler.steps} steps ({generator.nfe} NFE): {out}", file=sys.stdout
     )
-    return 0
 
 
 if __name__ == "__main__":
