@@ -206,6 +206,8 @@ def test_truncated_file(tmp_path):
         (["--from=none.pt", *flags("tit_p2")], "none.pt: no such file"),
         (["--from=none.pt", *flags("tit_p2"), "--size=0"], "--size=0: must be at least 1"),
         (["--from=none.pt", *flags("tit_p2"), "--size=7"], "patch 2 must divide the input size 7"),
+        (["--from=none.pt", *flags("tit_p2"), "--depth=-2"], "--depth=-2: must be at least 0"),
+        (["--from=none.pt", *flags("tit_p2"), "--hidden-size=-8"], "--hidden-size=-8: must be at least 0"),
         (["--from=none.pt", *flags("tit_p2"), "--weights=best"], "--weights: invalid choice"),
         (["--from=none.pt", *flags("tit_p2"), "--verify=none.npz"], "--verify=none.npz: must be an .npz file"),
         ([*flags("tit_p2")], "--from"),
@@ -226,6 +228,15 @@ def test_a_folder_without_weights(tmp_path):
         run(f"--from={tmp_path / 'source'}", f"--to={tmp_path / 'w.safetensors'}")
     with pytest.raises(UserError, match=r"must end in .pt"):
         run(f"--from={tmp_path / 'source'}", f"--to={tmp_path / 'w.bin'}")
+
+
+@pytest.mark.parametrize("content", ["not json", "[1, 2]"])
+def test_a_damaged_record_is_one_line(tmp_path, content):
+    path = tmp_path / "conversion.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"^{path}: cannot be read as the record of a conversion: "):
+        run(f"--from={tmp_path}", f"--to={tmp_path / 'w.safetensors'}")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):

@@ -28,3 +28,34 @@ def test_damaged_json_is_a_mistake_that_names_the_file(tmp_path, content, messag
 def test_json_is_read(tmp_path):
     (tmp_path / "plan.json").write_text('{"steps": [1, 2]}')
     assert errors.read_json(tmp_path / "plan.json", "a plan") == {"steps": [1, 2]}
+
+
+def stop(main, capsys):
+    """Exit code and stderr of a command."""
+    with pytest.raises(SystemExit) as stopped:
+        errors.run(main)
+    return stopped.value.code, capsys.readouterr().err
+
+
+def test_a_path_that_the_system_refuses_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    code, text = stop(lambda argv: (tmp_path / "file" / "x.npz").write_text("x"), capsys)
+    assert code == 2 and text == f"error: {tmp_path / 'file' / 'x.npz'}: Not a directory\n"
+
+
+def test_other_failures_of_the_system_keep_their_traceback():
+    def main(argv):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        errors.run(main)
+
+
+def test_room_is_made_before_the_work(tmp_path):
+    errors.make_room(tmp_path / "new" / "folder" / "x.npz")
+    assert (tmp_path / "new" / "folder").is_dir() and not list((tmp_path / "new" / "folder").iterdir())
+    with pytest.raises(errors.UserError, match=f"--out={tmp_path / 'new'}: is a folder"):
+        errors.make_room(tmp_path / "new")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(errors.UserError, match=f"--out={tmp_path / 'file' / 'x.npz'}: "):
+        errors.make_room(tmp_path / "file" / "x.npz")

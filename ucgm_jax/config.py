@@ -10,6 +10,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -295,6 +296,15 @@ def build(config: ml_collections.ConfigDict, settings: type = Settings, section:
             values[name] = _convert(f"{section}{name}", value, hints[name])
     with user_errors(section):
         return settings(**values)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested dicts, each with its key in full: ("section.key", value)."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _is_union(kind: Any) -> bool:

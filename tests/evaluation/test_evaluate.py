@@ -251,6 +251,15 @@ def test_a_folder_with_something_else_is_left_alone(workdir, tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("content", ["not json", "[1, 2]"])
+def test_a_damaged_plan_is_one_line(content, tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(content)
+    with pytest.raises(errors.UserError, match=f"^{path}: cannot be read as the plan of an evaluation: "):
+        store.Store(tmp_path, {"--seed": 0}, np.zeros(3, int), ()).begin()
+    assert path.read_text() == content and list(tmp_path.iterdir()) == [path]
+
+
 def test_rounding_rules():
     levels = jnp.asarray([-0.1, 0.0, 0.6 / 255, 254.6 / 255, 1.0, 1.2])
     assert outputs.to_uint8(levels, "truncate").tolist() == [0, 0, 0, 254, 255, 255]

@@ -25,6 +25,7 @@ from ucgm_jax import config as config_module
 from ucgm_jax.config import Settings
 from ucgm_jax.conversion import safetensors_format
 from ucgm_jax.conversion.tables import ConversionError, Parameters, Record, insert, leaves
+from ucgm_jax.errors import read_json
 from ucgm_jax.training import checkpoints
 
 # Arrays are written in chunks of this size, each to a file of its own: only few are in memory at once.
@@ -73,7 +74,7 @@ def read_record(folder: pathlib.Path) -> Record:
     """The record of a folder of converted weights; an empty one of a folder that training wrote."""
     if not (folder / RECORD).is_file():
         return Record()
-    stored = json.loads((folder / RECORD).read_text())
+    stored = read_json(folder / RECORD, "the record of a conversion")
     buffers = safetensors_format.SafetensorsFile(folder / BUFFERS)
     return Record(stored["dtypes"], {key: np.array(buffers[key]) for key in buffers})
 
@@ -81,7 +82,7 @@ def read_record(folder: pathlib.Path) -> Record:
 def autoencoder_name(folder: str | pathlib.Path) -> str:
     """The published name of the autoencoder whose converted weights a folder holds; "" if it holds none."""
     record = pathlib.Path(folder) / RECORD
-    return json.loads(record.read_text()).get(AUTOENCODER, "") if record.is_file() else ""
+    return read_json(record, "the record of a conversion").get(AUTOENCODER, "") if record.is_file() else ""
 
 
 @dataclasses.dataclass(frozen=True)

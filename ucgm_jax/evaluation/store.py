@@ -25,8 +25,9 @@ import jax
 import numpy as np
 from PIL import Image
 
+from ucgm_jax.config import flatten
 from ucgm_jax.data import manifest
-from ucgm_jax.errors import UserError
+from ucgm_jax.errors import UserError, read_json
 from ucgm_jax.evaluation import hosts
 
 FORMATS = ("png", "npz", "features")
@@ -59,7 +60,7 @@ class Store:
         """
         path = self.out / PLAN
         if path.is_file():
-            self._check_plan(json.loads(path.read_text()))
+            self._check_plan(read_json(path, "the plan of an evaluation"))
         elif self.out.is_file() or (self.out.is_dir() and any(self.out.iterdir())):
             raise UserError(f"--out={self.out}: is not empty and holds no evaluation; name a new folder")
         hosts.wait("the plan was checked")
@@ -71,7 +72,7 @@ class Store:
         hosts.wait("the folder was made")
 
     def _check_plan(self, theirs: dict[str, Any]) -> None:
-        ours, begun = dict(_flatten(self._plan)), dict(_flatten(theirs))
+        ours, begun = dict(flatten(self._plan)), dict(flatten(theirs))
         for key in sorted(ours.keys() | begun.keys()):
             if ours.get(key) != begun.get(key):
                 raise UserError(
@@ -172,11 +173,3 @@ class Store:
                     stream.write(np.ascontiguousarray(part).tobytes())
             with archive.open(f"{labels_key}.npy", "w") as stream:
                 np.lib.format.write_array(stream, self._labels.astype(np.int64), allow_pickle=False)
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

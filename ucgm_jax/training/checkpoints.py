@@ -15,7 +15,6 @@ it is written, and an older one is removed only after that.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -29,7 +28,7 @@ from jax.sharding import Mesh
 from ucgm_jax import config as config_module
 from ucgm_jax.autoencoders.normalisation import Normalisation
 from ucgm_jax.config import Settings
-from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.errors import UserError, read_json, user_errors
 from ucgm_jax.networks import names
 from ucgm_jax.networks.names import Network
 from ucgm_jax.training import sharding
@@ -182,7 +181,7 @@ def read_moments(found: Found, abstract: Tree, shardings: Tree, optimizer_state:
     if not (found.folder / "first_moment").is_dir():
         raise UserError(f"{key}={found.folder}: holds no optimiser state of a converted training checkpoint")
     first, second = (read_weights(found, abstract, shardings, f"{name}_moment") for name in ("first", "second"))
-    steps = jnp.asarray(json.loads(record.read_text())["optimizer_steps"], jnp.int32)
+    steps = jnp.asarray(read_json(record, "the record of a conversion")["optimizer_steps"], jnp.int32)
     try:
         return optax.tree_utils.tree_set(optimizer_state, mu=first, nu=second, count=steps)
     except KeyError as error:
