@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.training import processes
 from tests.training.small import small_config
-from ucgm_jax import errors, sample, train
+from ucgm_jax import errors, export, sample, train
 from ucgm_jax.training import loop
 
 
@@ -113,6 +113,26 @@ def test_mistakes_in_sampling(arguments, message, workdir, tmp_path, monkeypatch
     assert len(lines) == 1 and lines[0].startswith("error: ")
     assert re.search(message, lines[0])
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--out=x.png"], "--out=x.png: must end in .npz"),
+        (["--platforms=cpu,mps"], "--platforms=cpu,mps: must be some of cpu,cuda,tpu"),
+        (["--batch-size=0"], "--batch-size=0: must be at least 1"),
+        (["--guidance-scale=inf"], "--guidance-scale=inf: must be finite"),
+        (["--out={workdir}/config.json/x.npz"], "--out=.*config.json/x.npz: (Not a dir|File exists)"),
+        (["--out={workdir}/new/x.npz/", "--checkpoint=/nowhere"], "--checkpoint=/nowhere: no such folder"),
+    ],
+)
+def test_mistakes_in_exporting(arguments, message, workdir, tmp_path, monkeypatch, capsys):
+    before = sorted(workdir.rglob("*"))
+    flags = [f"--checkpoint={workdir}", f"--out={tmp_path / 'x.npz'}"]
+    code, text = call(export.main, [*flags, *(one.format(workdir=workdir) for one in arguments)], monkeypatch, capsys)
+    assert code == 2
+    assert re.fullmatch(f"error: {message}.*\n", text)
+    assert not list(tmp_path.iterdir()) and sorted(workdir.rglob("*")) == before
 
 
 def test_training_leaves_metrics_events_and_pictures(workdir):

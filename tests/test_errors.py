@@ -13,6 +13,7 @@ from ucgm_jax import errors
         (b'{"steps": ', "Expecting value"),
         (b"\xff\xfe", "can't decode"),
         (b"[1, 2]", "holds list, must hold an object"),
+        (b'{"a": 1, "c": 2}', "lacks b"),
     ],
 )
 def test_damaged_json_is_a_mistake_that_names_the_file(tmp_path, content, message):
@@ -20,7 +21,7 @@ def test_damaged_json_is_a_mistake_that_names_the_file(tmp_path, content, messag
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(errors.UserError, match=message) as caught:
-        errors.read_json(path, "the plan of an evaluation")
+        errors.read_json(path, "the plan of an evaluation", "a", "b")
     assert str(caught.value).startswith(f"{path}: cannot be read as the plan of an evaluation: ")
     assert "\n" not in str(caught.value)
 

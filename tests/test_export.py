@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.training.small import small_config
-from ucgm_jax import config, export
+from ucgm_jax import config, export, exported
 from ucgm_jax.config import MeshSettings
 from ucgm_jax.evaluation.generate import Generator
 from ucgm_jax.exported import ExportedSampler
@@ -70,3 +70,63 @@ def test_mistakes(made, tmp_path):
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match="other.npz: is not an exported sampler"):
         ExportedSampler(tmp_path / "other.npz")
+    for options, message in (({"seed": -1}, "seed=-1: "), ({"first_index": 2**32 - 1}, "first_index=4294967295: ")):
+        with pytest.raises(ValueError, match=f"{message}must be from 0"):
+            ExportedSampler(made[2])([1], **options)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"text", b"PK\x03\x04", b"\x93NUMPY", b"\x80\x04."],
+    ids=["empty", "text", "zip", "npy", "pickle"],
+)
+def test_foreign_files_are_one_line_without_pickles(tmp_path, content):
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(ValueError, match="x.npz: is not an exported sampler, or damaged$"):
+        ExportedSampler(tmp_path / "x.npz")
+
+
+def test_an_artifact_that_is_cut_off_or_of_another_format(made, tmp_path):
+    whole = made[2].read_bytes()
+    for length in (len(whole) - 1, len(whole) // 2):
+        (tmp_path / "x.npz").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="x.npz: is not an exported sampler, or damaged$"):
+            ExportedSampler(tmp_path / "x.npz")
+    np.savez(tmp_path / "y.npz", facts=np.frombuffer(b'{"format": 99}', np.uint8))
+    with pytest.raises(ValueError, match="y.npz: has format 99, this program reads 1"):
+        ExportedSampler(tmp_path / "y.npz")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--artifact=/nowhere.npz"], "/nowhere.npz: No such file"),
+        (["--labels=x"], "labels=x: must be numbers such as 0-2,5"),
+        (["--labels=3-1", "--count=5"], "labels: must be from 0 to 9, at least one"),
+        (["--labels=10"], "labels: must be from 0 to 9"),
+        (["--count=-3"], "count=-3: must be at least 0"),
+        (["--seed=-1"], "seed=-1: must be from 0 to 4294967295"),
+        (["--seed=99999999999"], "seed=99999999999: must be from 0"),
+        (["--out=x.png"], "out=x.png: must end in .npz"),
+        (["--out={file}/y.npz"], "{file}: File exists"),
+        (["--out={file}/new/y.npz"], "{file}/new: Not a directory"),
+    ],
+)
+def test_mistakes_of_the_command(made, tmp_path, monkeypatch, capsys, arguments, message):
+    (tmp_path / "file").write_text("mine")
+    fill = lambda text: text.format(file=tmp_path / "file")
+    flags = [f"--artifact={made[2]}", f"--out={tmp_path / 'new' / 'x.npz'}", *map(fill, arguments)]
+    monkeypatch.setattr("sys.argv", ["exported", *flags])
+    with pytest.raises(SystemExit) as stop:
+        exported.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith(f"error: {fill(message)}") and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_command_makes_the_folder(made, tmp_path, monkeypatch):
+    out = tmp_path / "new" / "x.npz"
+    monkeypatch.setattr("sys.argv", ["exported", f"--artifact={made[2]}", f"--out={out}", "--labels=3,7", "--count=3"])
+    exported.main()
+    stored = np.load(out)
+    assert stored["labels"].tolist() == [3, 7, 3] and stored["x"].shape == (3, 8, 8, 1)

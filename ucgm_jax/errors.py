@@ -84,12 +84,13 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def read_json(path: pathlib.Path, what: str) -> dict[str, Any]:
+def read_json(path: pathlib.Path, what: str, *keys: str) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Args:
       path: of the file.
       what: it is to be, for the message, such as "the plan of an evaluation".
+      *keys: that it must have.
 
     Raises:
       UserError: it cannot be read, or holds something else.
@@ -98,6 +99,9 @@ def read_json(path: pathlib.Path, what: str) -> dict[str, Any]:
         value = json.loads(path.read_text())
         if not isinstance(value, dict):
             raise ValueError(f"holds {type(value).__name__}, must hold an object")
+        missing = [key for key in keys if key not in value]
+        if missing:
+            raise ValueError(f"lacks {', '.join(missing)}")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as {what}: {' '.join(str(error).split())}") from error
     return value

@@ -103,6 +103,7 @@ def main(argv: list[str]) -> int:
     generator = Generator(network, transports.get(settings.transport), sampler, guidance, mesh, given.batch_size)
     whole = jax.tree.map(lambda _: sharding.replicated(mesh), network.abstract_parameters)
     parameters = checkpoints.read_weights(found, network.abstract_parameters, whole, given.weights)
+    errors.make_room(out)
     facts = {
         "network": network.name,
         "step": found.step,
@@ -112,7 +113,6 @@ def main(argv: list[str]) -> int:
         "shape": shape,
         "num_classes": network.num_classes,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(export(generator, parameters, facts, platforms))
     size = out.stat().st_size / 2**20
     print(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import zipfile
 from typing import Any
 
 import jax
@@ -31,32 +32,47 @@ class ExportedSampler:
         "batch_size" and "platforms".
 
     Raises:
-      ValueError: it is not an artifact, or one of another format.
+      ValueError: it is not an artifact, or one of another format, or damaged.
     """
 
     def __init__(self, path: str | pathlib.Path):
         try:
             with np.load(path, allow_pickle=False) as stored:
                 self.facts: dict[str, Any] = json.loads(stored["facts"].tobytes())
-                if self.facts["format"] != FORMAT:
-                    raise ValueError(f"{path}: has format {self.facts['format']}, this program reads {FORMAT}")
-                fixed = [stored[f"fixed_{number:04d}"] for number in range(self.facts["fixed"])]
-                programs = [stored[name].tobytes() for name in ("noise", "samples")]
-        except (OSError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: is not an exported sampler") from error
+                known = self.facts["format"] == FORMAT
+                fixed = [stored[f"fixed_{number:04d}"] for number in range(self.facts["fixed"] if known else 0)]
+                programs = [stored[name].tobytes() for name in ("noise", "samples")] if known else []
+        # All that reading a foreign or a cut off file as .npz can raise; its own words talk of pickles.
+        except (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+            reason = getattr(error, "strerror", None) or "is not an exported sampler, or damaged"
+            raise ValueError(f"{path}: {reason}") from error
+        if not known:
+            raise ValueError(f"{path}: has format {self.facts['format']}, this program reads {FORMAT}")
         self._fixed = jax.device_put(fixed)
         self._noise, self._samples = (jax.jit(jax.export.deserialize(bytearray(one)).call) for one in programs)
+
+    def check(self, labels: np.ndarray, *, seed: int = 0, first_index: int = 0) -> None:
+        """Refuses what cannot be sampled.
+
+        Raises:
+          ValueError: a label that the network does not know, or a seed or an index that is no 32-bit number.
+        """
+        classes, last = max(self.facts["num_classes"], 1), 2**32 - 1
+        if len(labels) == 0 or np.min(labels) < 0 or np.max(labels) >= classes:
+            raise ValueError(f"labels: must be from 0 to {classes - 1}, at least one of them")
+        if not 0 <= seed <= last:
+            raise ValueError(f"seed={seed}: must be from 0 to {last}")
+        if not 0 <= first_index <= last - self.facts["batch_size"] - len(labels):
+            raise ValueError(f"first_index={first_index}: must be from 0, and the last one's at most {last}")
 
     def __call__(self, labels: np.ndarray, *, seed: int = 0, first_index: int = 0) -> np.ndarray:
         """Samples (N, H, W, C) float32 of labels (N,); seed and index fix a sample, whatever batch it is in.
 
         Raises:
-          ValueError: a label that the network does not know.
+          ValueError: as `check` says.
         """
+        self.check(labels, seed=seed, first_index=first_index)
         labels, size, results = np.asarray(labels, np.int32), self.facts["batch_size"], []
-        classes = max(self.facts["num_classes"], 1)
-        if labels.size == 0 or labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(f"labels: must be from 0 to {classes - 1}, at least one of them")
         for start in range(0, len(labels), size):
             some = labels[start : start + size]
             padded = np.pad(some, (0, size - len(some)), mode="edge")
@@ -71,6 +87,8 @@ def _labels(text: str) -> list[int]:
     result = []
     for part in text.split(","):
         first, _, last = part.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal():
+            raise ValueError(f"labels={text}: must be numbers such as 0-2,5")
         result += range(int(first), int(last or first) + 1)
     return result
 
@@ -87,13 +105,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     try:
-        labels = _labels(given.labels)
+        out, labels = pathlib.Path(given.out), _labels(given.labels)
+        if out.suffix != ".npz":
+            raise ValueError(f"out={out}: must end in .npz")
+        if given.count < 0:
+            raise ValueError(f"count={given.count}: must be at least 0")
+        sample = ExportedSampler(given.artifact)
+        sample.check(labels, seed=given.seed)
+        out.parent.mkdir(parents=True, exist_ok=True)  # before the work that it takes to have something to write
         labels = np.resize(np.asarray(labels, np.int32), given.count or len(labels))
-        x = ExportedSampler(given.artifact)(labels, seed=given.seed)
+        x = sample(labels, seed=given.seed)
+        np.savez(out, x=x, labels=labels)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
-    np.savez(given.out, x=x, labels=labels)
-    print(f"{len(x)} samples: {given.out}")
+    except OSError as error:
+        parser.exit(2, f"error: {error.filename or given.out}: {error.strerror or error}\n")
+    print(f"{len(x)} samples: {out}")
 
 
 if __name__ == "__main__":

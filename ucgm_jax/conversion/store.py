@@ -74,7 +74,7 @@ def read_record(folder: pathlib.Path) -> Record:
     """The record of a folder of converted weights; an empty one of a folder that training wrote."""
     if not (folder / RECORD).is_file():
         return Record()
-    stored = read_json(folder / RECORD, "the record of a conversion")
+    stored = read_json(folder / RECORD, "the record of a conversion", "dtypes")
     buffers = safetensors_format.SafetensorsFile(folder / BUFFERS)
     return Record(stored["dtypes"], {key: np.array(buffers[key]) for key in buffers})
 

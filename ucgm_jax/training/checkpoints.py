@@ -181,7 +181,8 @@ def read_moments(found: Found, abstract: Tree, shardings: Tree, optimizer_state:
     if not (found.folder / "first_moment").is_dir():
         raise UserError(f"{key}={found.folder}: holds no optimiser state of a converted training checkpoint")
     first, second = (read_weights(found, abstract, shardings, f"{name}_moment") for name in ("first", "second"))
-    steps = jnp.asarray(read_json(record, "the record of a conversion")["optimizer_steps"], jnp.int32)
+    stored = read_json(record, "the record of a conversion", "optimizer_steps")
+    steps = jnp.asarray(stored["optimizer_steps"], jnp.int32)
     try:
         return optax.tree_utils.tree_set(optimizer_state, mu=first, nu=second, count=steps)
     except KeyError as error:
