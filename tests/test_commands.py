@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import re
 import subprocess
@@ -70,6 +71,14 @@ def test_mistakes_in_training(arguments, message, tmp_path, monkeypatch, capsys)
     assert len(lines) == 1 and lines[0].startswith("error: ")
     assert re.search(message, lines[0])
     assert not folder.exists()
+
+
+def test_a_config_away_from_those_it_starts_from_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text("from elsewhere import base")
+    flags = [f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}"]
+    code, text = call(train.main, flags, monkeypatch, capsys)
+    assert code == 2
+    assert text == "error: --config: No module named 'elsewhere'; start in the folder that holds configs/\n"
 
 
 def test_work_folder_must_be_given(monkeypatch, capsys):
@@ -193,6 +202,19 @@ def test_sample_writes_a_picture_and_guidance_changes_it(workdir, tmp_path, monk
         pictures.append(np.asarray(Image.open(out)))
     assert pictures[0].shape == pictures[1].shape
     assert not np.array_equal(*pictures)
+
+
+def test_metrics_that_are_not_finite_are_null(tmp_path):
+    from ucgm_jax.training import metrics
+
+    writer = metrics.MetricsWriter(tmp_path, 0)
+    writer.write(1, {"loss": math.nan, "gradient_norm": -math.inf, "learning_rate": 0.5})
+    writer.close()
+    refuse = lambda name: pytest.fail(f"{name} is not JSON")
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert line == {"step": 1, "loss": None, "gradient_norm": None, "learning_rate": 0.5}
+    metrics.MetricsWriter(tmp_path, 1).close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_progress_reports_rate_and_time_left(monkeypatch):

@@ -217,6 +217,34 @@ def test_wrong_flags(tmp_path, arguments, message):
     assert message in refused(tmp_path, *arguments)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"t": np.zeros(3)}, r"t has shape \(3,\), must be numbers of shape \(B\)"),
+        ({"y": np.zeros((2, 1))}, r"y has shape \(2, 1\), must be numbers of shape \(B\)"),
+        ({"y": np.asarray(["a", "b"])}, r"y has shape \(2,\), must be numbers"),
+        ({"out": lambda out: out.transpose(0, 2, 3, 1)}, r"out has shape .*, must be numbers of shape \(B, 4, 8, 8\)"),
+        ({"out": lambda out: out[:1]}, r"out has shape \(1, "),
+        ({"x": lambda x: x[:, :1]}, r"x has shape .*, must be numbers of shape \(B, "),
+        ({"x": lambda x: x[:0]}, r"x has shape \(0, "),
+    ],
+)
+def test_recorded_arrays_that_do_not_fit(tmp_path, change, message):
+    recorded = dict(np.load(GOLDEN / "networks" / "tit_p2.npz"))
+    for name, new in change.items():
+        recorded[name] = new(recorded[name]) if callable(new) else new
+    np.savez(tmp_path / "recorded.npz", **recorded)
+    with pytest.raises(UserError, match=f"--verify={tmp_path / 'recorded.npz'}: {message}"):
+        run(*flags("tit_p2"), f"--from={golden_file('tit_p2')}", f"--verify={tmp_path / 'recorded.npz'}")
+
+
+def test_a_recorded_output_of_zeros(tmp_path, capsys):
+    recorded = dict(np.load(GOLDEN / "networks" / "tit_p2.npz"))
+    np.savez(tmp_path / "recorded.npz", **recorded | {"out": np.zeros_like(recorded["out"])})
+    run(*flags("tit_p2"), f"--from={golden_file('tit_p2')}", f"--verify={tmp_path / 'recorded.npz'}")
+    assert ", inf of the largest entry" in capsys.readouterr().out
+
+
 def test_a_target_that_is_there_is_kept(tmp_path):
     (tmp_path / "folder").mkdir()
     assert "is already there" in refused(tmp_path, *flags("tit_p2"), f"--from={golden_file('tit_p2')}")

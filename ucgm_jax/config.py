@@ -361,6 +361,8 @@ def parse_flags(argv: list[str], **others: tuple[Any, str]) -> tuple[ml_collecti
         raise
     except OSError as error:  # what config_flags raises, on first use, for a file that it could not load
         raise UserError(f"--config: {' '.join(str(error.__cause__ or error).split())}") from error
+    except ImportError as error:
+        raise UserError(f"--config: {error}; start in the folder that holds configs/") from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         # config_flags reports an unknown override as an AttributeError of a KeyError that proposes a similar key.
         reason = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error

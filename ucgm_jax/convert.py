@@ -91,14 +91,15 @@ def network_of(settings: Settings) -> Network:
 
 
 def verify(network: Network, parameters: Any, recorded: dict[str, np.ndarray]) -> tuple[float, float]:
-    """Largest absolute difference to recorded outputs, and that over the largest entry of these."""
+    """Largest absolute difference to recorded outputs, and that over the largest entry of these (inf if it is 0)."""
     import jax
 
     x, t = recorded["x"].astype(np.float32).transpose(0, 2, 3, 1), recorded["t"].astype(np.float32)
     parameters = jax.tree.map(np.asarray, parameters)
     out = np.asarray(jax.jit(network.apply)(parameters, x, t, recorded["y"].astype(np.int32))).transpose(0, 3, 1, 2)
     difference = float(np.abs(out.astype(np.float64) - recorded["out"]).max())
-    return difference, difference / float(np.abs(recorded["out"]).max())
+    largest = float(np.abs(recorded["out"]).max())
+    return difference, difference / largest if largest else np.inf
 
 
 def read_recorded(path: str | None, network: Network) -> dict[str, np.ndarray] | None:
@@ -118,10 +119,12 @@ def read_recorded(path: str | None, network: Network) -> dict[str, np.ndarray] |
     if missing:
         raise UserError(f"--verify={path}: lacks {', '.join(sorted(missing))}; must hold x, t, y, out")
     height, width, channels = network.shape
-    if recorded["x"].shape[1:] != (channels, height, width):
-        raise UserError(
-            f"--verify={path}: x has shape {recorded['x'].shape}, must be (B, {channels}, {height}, {width})"
-        )
+    batch = max(recorded["x"].shape[:1], default=1)
+    image = (batch, channels, height, width)
+    for name, shape in {"x": image, "t": (batch,), "y": (batch,), "out": image}.items():
+        if recorded[name].shape != shape or not batch or recorded[name].dtype.kind not in "fiu":
+            allowed = f"numbers of shape ({', '.join(['B', *map(str, shape[1:])])})"
+            raise UserError(f"--verify={path}: {name} has shape {recorded[name].shape}, must be {allowed}")
     return recorded
 
 

@@ -89,20 +89,17 @@ def main(argv: list[str]) -> int:
     from ucgm_jax.config import MeshSettings
     from ucgm_jax.evaluation.generate import Generator
     from ucgm_jax.method import transports
-    from ucgm_jax.networks import names
     from ucgm_jax.training import checkpoints, sharding
 
     found = checkpoints.find(given.checkpoint)
     settings = found.settings
     sampler, guidance = sample.overrides(settings, given)
-    shape = (settings.data.size, settings.data.size, settings.data.channels)
     # The one implementation of attention that every platform has.
     plain = dataclasses.replace(settings.network, attention="xla")
-    network = names.build(plain, shape, settings.data.num_classes)
+    network = checkpoints.network_of(dataclasses.replace(found, settings=dataclasses.replace(settings, network=plain)))
     mesh = sharding.make_mesh(MeshSettings(), jax.local_devices()[:1])
     generator = Generator(network, transports.get(settings.transport), sampler, guidance, mesh, given.batch_size)
-    whole = jax.tree.map(lambda _: sharding.replicated(mesh), network.abstract_parameters)
-    parameters = checkpoints.read_weights(found, network.abstract_parameters, whole, given.weights)
+    parameters = checkpoints.read_replicated(found, network, mesh, given.weights)
     errors.make_room(out)
     facts = {
         "network": network.name,
@@ -110,7 +107,7 @@ def main(argv: list[str]) -> int:
         "sampler": dataclasses.asdict(sampler),
         "guidance": dataclasses.asdict(guidance),
         "nfe": generator.nfe,
-        "shape": shape,
+        "shape": network.shape,
         "num_classes": network.num_classes,
     }
     out.write_bytes(export(generator, parameters, facts, platforms))

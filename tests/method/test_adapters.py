@@ -179,6 +179,10 @@ def test_velocities_of_published_conventions_need_no_change():
         (lambda f: adapters.variance_preserving(f, VP, predicts="score"), "predicts='score': must be one of noise"),
         (lambda f: adapters.variance_preserving(f, VP[::-1]), "alpha_bar: must be at least two decreasing"),
         (lambda f: adapters.variance_preserving(f, [1.0, 0.5]), "alpha_bar: must be"),
+        (lambda f: adapters.variance_preserving(f, lambda t: 1 + t), "alpha_bar: must be elementwise"),
+        (lambda f: adapters.variance_preserving(f, lambda t: 0.1 + 0.8 * t), "alpha_bar: must be elementwise"),
+        (lambda f: adapters.variance_preserving(f, lambda t: t * np.nan), "alpha_bar: must be elementwise"),
+        (lambda f: adapters.variance_preserving(f, lambda t: 0.5), "alpha_bar: must be elementwise"),
         (lambda f: adapters.denoiser(f, sigma_range=(0.0, 80.0)), r"sigma_range=\(0.0, 80.0\)"),
         (lambda f: adapters.velocity(f, noise_time=2), "noise_time=2: must be 0 or 1"),
         (lambda f: adapters.velocity(f, towards="up"), "towards='up': must be noise or data"),
@@ -187,6 +191,14 @@ def test_velocities_of_published_conventions_need_no_change():
 def test_refuses_what_makes_no_sense(make, message):
     with pytest.raises(ValueError, match=message):
         make(lambda x, t, labels: x)
+
+
+@pytest.mark.parametrize("library", [np, jnp])
+def test_a_schedule_may_end_at_pure_data_and_noise(library):
+    model = lambda x, t, labels: x
+    transport = adapters.variance_preserving(model, lambda t: library.cos(library.pi / 2 * t) ** 2).transport
+    t = np.asarray([0.0, 0.25, 0.5])
+    np.testing.assert_allclose(transport.alpha(t), np.sin(np.pi / 2 * t), rtol=1e-6)
 
 
 def test_guidance_needs_an_unconditional_branch():

@@ -215,3 +215,11 @@ class TestGuidance:
 
     def test_calls_inside_count_twice(self):
         assert guided_calls(np.asarray([0.1, 0.2, 0.5, 0.9]), (0.2, 0.5)) == 2
+
+    @pytest.mark.parametrize("interval", [(0.3, 1.0), (0.0, 0.7), (0.1, 0.6)])
+    def test_calls_are_counted_as_they_are_guided(self, interval):
+        # Among these times are ends of the intervals, which float64 and float32 compare differently.
+        times = sampler.network_times(SamplerSettings(steps=10, gaps=(0.0, 0.0)), transports.LINEAR)
+        label = guided(lambda x, t, labels: 1.0 * labels, 2.0, interval, null_label=5)
+        calls = [label(self.x, jnp.full(2, t, jnp.float32), self.labels) for t in times]
+        assert guided_calls(times, interval) == sum(bool((call != self.labels).any()) for call in calls)

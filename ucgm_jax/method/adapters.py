@@ -28,7 +28,7 @@ import numpy as np
 from ucgm_jax.method import sampler, transports
 from ucgm_jax.method.guidance import guided
 from ucgm_jax.method.prediction import expand_time
-from ucgm_jax.method.transports import Array, Transport
+from ucgm_jax.method.transports import Array, Transport, math_of
 
 PREDICTIONS = ("noise", "data", "velocity")
 
@@ -43,10 +43,6 @@ class Adapted(NamedTuple):
 
     network: Callable
     transport: Transport
-
-
-def _math(t: Array):
-    return jnp if isinstance(t, jax.Array) else np
 
 
 def _evaluate(function: Callable, t: Array) -> Array:
@@ -78,18 +74,21 @@ def variance_preserving(
     if callable(alpha_bar):
         step = lambda t: t
         log_ratio = lambda t: _logit(_evaluate(alpha_bar, t))
+        some = _evaluate(alpha_bar, np.linspace(0, 1, 21)[1:-1])  # at the ends it may be 1 and 0
+        if not (some.shape == (19,) and ((0 < some) & (some < 1)).all() and (np.diff(some) <= 1e-6).all()):
+            raise ValueError("alpha_bar: must be elementwise, decreasing, and in (0, 1) for t in (0, 1)")
     else:
         table = np.asarray(alpha_bar, np.float64)
         if table.ndim != 1 or len(table) < 2 or not (0 < table[-1] <= table[0] < 1 and (np.diff(table) <= 0).all()):
             raise ValueError("alpha_bar: must be at least two decreasing numbers in (0, 1), such as cumprod(1 - betas)")
         steps = np.arange(len(table), dtype=np.float64)
         # In float32 the rounding of t must not turn 3 into 2.9999: whole steps are rounded, not cut.
-        step = lambda t: _math(t).round(t * steps[-1]) if whole_steps else t * steps[-1]
-        log_ratio = lambda t: _math(t).interp(step(t), steps, _logit(table))
+        step = lambda t: math_of(t).round(t * steps[-1]) if whole_steps else t * steps[-1]
+        log_ratio = lambda t: math_of(t).interp(step(t), steps, _logit(table))
 
-    alpha = lambda t: _math(t).sqrt(_sigmoid(-log_ratio(t)))
-    gamma = lambda t: _math(t).sqrt(_sigmoid(log_ratio(t)))
-    zero, one = (lambda t: _math(t).zeros_like(alpha(t))), (lambda t: _math(t).ones_like(alpha(t)))
+    alpha = lambda t: math_of(t).sqrt(_sigmoid(-log_ratio(t)))
+    gamma = lambda t: math_of(t).sqrt(_sigmoid(log_ratio(t)))
+    zero, one = (lambda t: math_of(t).zeros_like(alpha(t))), (lambda t: math_of(t).ones_like(alpha(t)))
     predicted = {"noise": (one, zero), "data": (zero, one), "velocity": (gamma, lambda t: -alpha(t))}[predicts]
     transport = Transport(f"variance preserving, {predicts}", alpha, gamma, *predicted)
     return Adapted(lambda x, t, labels: model(x, step(t), labels), transport)
@@ -117,10 +116,10 @@ def denoiser(
     if not 0 < lowest < highest or data_std <= 0:
         raise ValueError(f"sigma_range={sigma_range!r}, data_std={data_std!r}: must be positive and increasing")
     if sigma is None:
-        sigma = lambda t: lowest * _math(t).exp(t * np.log(highest / lowest))
+        sigma = lambda t: lowest * math_of(t).exp(t * np.log(highest / lowest))
     level = lambda t: _evaluate(sigma, t)
-    root = lambda t: _math(t).sqrt(level(t) ** 2 + data_std**2)
-    zero, one = (lambda t: _math(t).zeros_like(root(t))), (lambda t: _math(t).ones_like(root(t)))
+    root = lambda t: math_of(t).sqrt(level(t) ** 2 + data_std**2)
+    zero, one = (lambda t: math_of(t).zeros_like(root(t))), (lambda t: math_of(t).ones_like(root(t)))
 
     def network(x: Array, t: Array, labels: Array) -> Array:
         return model(x * expand_time(root(t), x), level(t), labels)
@@ -189,8 +188,9 @@ def sample_any(
 
 
 def _logit(share: Array) -> Array:
-    return _math(share).log(share) - _math(share).log1p(-share)
+    with np.errstate(divide="ignore"):  # at its ends a schedule may be 1 or 0
+        return math_of(share).log(share) - math_of(share).log1p(-share)
 
 
 def _sigmoid(x: Array) -> Array:
-    return 1 / (1 + _math(x).exp(-x))
+    return 1 / (1 + math_of(x).exp(-x))

@@ -94,25 +94,25 @@ def mirrored_network(network: Callable) -> Callable:
     return lambda x, t, labels: -network(x, 1 - t, labels)
 
 
-def _math(t: Array):
+def math_of(t: Array):
     """jax.numpy for JAX values and numpy for all else, so that host-side schedules stay in float64."""
     return jnp if isinstance(t, jax.Array) else np
 
 
 def _sin(t: Array) -> Array:
-    return _math(t).sin(ANGULAR_FREQUENCY * t)
+    return math_of(t).sin(ANGULAR_FREQUENCY * t)
 
 
 def _cos(t: Array) -> Array:
-    return _math(t).cos(ANGULAR_FREQUENCY * t)
+    return math_of(t).cos(ANGULAR_FREQUENCY * t)
 
 
 def _constant(value: float) -> TimeFunction:
-    return lambda t: _math(t).full_like(t, value)
+    return lambda t: math_of(t).full_like(t, value)
 
 
 def _edm_sigma(t: Array) -> Array:
-    return _math(t).exp(4 * (2.68 * t - 1.59))
+    return math_of(t).exp(4 * (2.68 * t - 1.59))
 
 
 def _edm(numerator: TimeFunction) -> TimeFunction:
@@ -120,7 +120,7 @@ def _edm(numerator: TimeFunction) -> TimeFunction:
 
     def function(t: Array) -> Array:
         sigma = _edm_sigma(t)
-        return numerator(sigma) / _math(t).sqrt(sigma**2 + 0.25)
+        return numerator(sigma) / math_of(t).sqrt(sigma**2 + 0.25)
 
     return function
 
@@ -129,7 +129,7 @@ LINEAR = Transport("Linear", lambda t: 1 * t, lambda t: 1 - t, _constant(1.0), _
 RELINEAR = dataclasses.replace(mirrored(LINEAR), name="ReLinear")
 TRIGFLOW = Transport("TrigFlow", _sin, _cos, _cos, lambda t: -_sin(t))
 TRIGLINEAR = Transport("TrigLinear", _sin, _cos, _constant(1.0), _constant(-1.0))
-RANDOM = Transport("Random", _sin, lambda t: 1 - t, _constant(1.0), lambda t: -1 - _math(t).exp(-5 * t))
+RANDOM = Transport("Random", _sin, lambda t: 1 - t, _constant(1.0), lambda t: -1 - math_of(t).exp(-5 * t))
 EDM = Transport("EDM", _edm(lambda s: s), _edm(lambda s: 1.0), _edm(lambda s: -0.5), _edm(lambda s: 2 * s))
 
 TRANSPORTS: dict[str, Transport] = {

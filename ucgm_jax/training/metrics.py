@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import sys
@@ -34,10 +35,11 @@ class MetricsWriter:
         self._events = SummaryWriter(str(folder / "events"), purge_step=first_step + 1)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes the scalars of one step."""
+        """Writes the scalars of one step; one that is not finite is null, as JSON has no such numbers."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step} | scalars) + "\n")
+        finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        self._file.write(json.dumps({"step": step} | finite, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
