@@ -92,13 +92,16 @@ def test_stopped_evaluation_goes_on_to_the_same_bits(workdir, evaluated, tmp_pat
         store.Store, "write", lambda self, start, *rest: (again.append(start), write(self, start, *rest))
     )
     results = evaluate.run(prepared(given, 8), out)
-    assert written == [0] and again == [56, 112]
+    assert written == [0] and again == [56, 112] and not list(out.rglob("*.partial"))
     whole, _ = evaluated[8, 50]
     for ours, theirs in zip(samples(out), samples(whole), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert results["metrics"] == json.loads((whole / "results.json").read_text())["metrics"]
     with pytest.raises(errors.UserError, match="--seed=1: .* was begun with 0; use that or another --out"):
         evaluate.run(prepared([*given, "--seed=1"], 8), out)
+    (out / "plan.json").write_text("not json")
+    with pytest.raises(errors.UserError, match=r"plan\.json: cannot be read as the plan of an evaluation"):
+        evaluate.run(prepared(given, 8), out)
 
 
 def test_what_is_written(workdir, evaluated):

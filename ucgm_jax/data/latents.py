@@ -246,6 +246,8 @@ def open_folder(
             raise UserError(f"data.num_classes={num_classes}: {folder} has {manifest.num_classes}")
         autoencoder, num_classes = manifest.autoencoder, manifest.num_classes
         manifests.check_files(folder, manifest, checksums=verify_checksums)
+    elif (folder / manifests.PLAN).is_file():
+        raise UserError(f"data.path={folder}: not finished, has no {manifests.NAME}; go on with ucgm_jax.encode")
     elif verify_checksums:
         raise UserError(f"data.verify_checksums=True: {folder} has no {manifests.NAME}")
     if not autoencoder:

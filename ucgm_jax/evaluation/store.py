@@ -66,6 +66,7 @@ class Store:
         hosts.wait("the plan was checked")
         if self._process == 0:
             self._shards.mkdir(parents=True, exist_ok=True)
+            manifest.remove_partial(self.out, self._shards)
             if "png" in self._formats:
                 (self.out / "images").mkdir(exist_ok=True)
             manifest.write_json(path, self._plan)
