@@ -100,12 +100,14 @@ def main(argv: list[str], devices: list[Any] | None = None) -> int:
     config_arguments, rest = split_arguments(argv[1:])
     given = parser().parse_args(rest)
     hosts.start(hosts.find(given_hosts))
+    from ucgm_jax import processes
     from ucgm_jax.evaluation import prepare, report
 
     errors.set_up_logging()
-    evaluation = prepare.prepare(given, config_arguments, devices)
-    print(evaluation.describe(), file=sys.stderr)
-    results = run(evaluation, pathlib.Path(given.out))
+    with processes.leaving_at_once():
+        evaluation = prepare.prepare(given, config_arguments, devices)
+        print(evaluation.describe(), file=sys.stderr)
+        results = run(evaluation, pathlib.Path(given.out))
     print(f"{report.line(results)}: {pathlib.Path(given.out) / 'results.json'}")
     return 0
 

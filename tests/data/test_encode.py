@@ -206,6 +206,8 @@ def test_another_run_may_not_use_the_folder(tmp_path, folder):
     (tmp_path / "images" / "cat" / "000.png").unlink()
     with pytest.raises(UserError, match="begun with images=18, now 17"):
         run(tmp_path / "out", ImageFolder(tmp_path / "images"))
+    with pytest.raises(UserError, match=r"--out=.*plan\.json/out: cannot be made a folder: Not a directory"):
+        run(tmp_path / "out" / "plan.json" / "out", folder)
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "a.safetensors").touch()
     with pytest.raises(UserError, match=r"holds shards without a plan\.json"):
@@ -242,6 +244,8 @@ def test_the_command(tmp_path, capsys):
         (["--autoencoder=vavae_f16d32", "--weights=/nowhere"], "--weights=/nowhere: no file of weights"),
         (["--autoencoder=idae_f1c3", "--format=zip"], "--format=zip: must be one of safetensors, array_record"),
         (["--autoencoder=idae_f1c3", "--process-index=1"], "--process-index=1: must be from 0 to 0"),
+        (["--autoencoder=idae_f1c3", "--seed=99999999999"], "--seed=99999999999: must be from 0 to 4294967295"),
+        (["--autoencoder=idae_f1c3", "--weights=/nowhere"], "--weights=/nowhere: idae_f1c3 has no weights"),
         (["--autoencoder=idae_f1c3", "--batch-size=9"], "--batch-size=9: must be a multiple of the 8 devices"),
         ([], "--autoencoder: must be given"),
     ],

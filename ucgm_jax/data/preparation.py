@@ -26,7 +26,7 @@ from ucgm_jax.data.latents import KEYS, LABELS
 from ucgm_jax.data.manifest import PLAN, replacing, write_json
 from ucgm_jax.data.shards import SUFFIXES, WRITERS
 from ucgm_jax.data.statistics import STATISTICS, Moments
-from ucgm_jax.errors import UserError, read_json
+from ucgm_jax.errors import UserError, read_json, seed
 
 # (images (b, S, S, 3) uint8, their places in the list (b,)) -> latents of them and of their mirrors, (b, C, h, w) each.
 Encode = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -74,6 +74,7 @@ class Preparation:
             "shard_size": (self.shard_size >= 1, "at least 1"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "threads": (self.threads >= 1, "at least 1"),
+            "seed": seed(self.seed),
             "format": (self.format in SUFFIXES, f"one of {', '.join(SUFFIXES)}"),
             "max_bad_share": (0 <= self.max_bad_share <= 1, "from 0 to 1"),
         }
