@@ -263,6 +263,23 @@ def test_a_damaged_plan_is_one_line(content, tmp_path):
     assert path.read_text() == content and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_whose_making_was_stopped_is_gone_on_with(tmp_path, monkeypatch):
+    begin = lambda: store.Store(tmp_path / "out", {"--seed": 0}, np.zeros(3, int), ("png",)).begin()
+
+    def stop(self, **options):
+        if self.name == "images":
+            raise KeyboardInterrupt
+        mkdir(self, **options)
+
+    mkdir = pathlib.Path.mkdir
+    monkeypatch.setattr(pathlib.Path, "mkdir", stop)
+    with pytest.raises(KeyboardInterrupt):
+        begin()
+    monkeypatch.undo()
+    begin()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"plan.json", "shards", "images"}
+
+
 @pytest.mark.parametrize("flag", ["autoencoder-weights", "statistics", "autoencoder"])
 def test_sampling_pixels_refuses_what_decodes_latents(flag, workdir, tmp_path):
     value = "vavae_f16d32" if flag == "autoencoder" else "/none"

@@ -3,8 +3,8 @@
 Shard k holds the images k size .. (k + 1) size - 1 of the list, less those that cannot be read. It is a function of the
 list and the settings alone, so it does not matter which process writes it, when, or for which time. A shard that stands
 under its name is whole: it is written under another one and renamed; what kills leave of such files is removed in the
-end. What happened on the way (images skipped, moments)
-stands beside it in a report, which is written before; the manifest, which makes the folder a data set, is written last.
+end. What happened on the way (images skipped, moments) stands beside it in a report, which is written before; the
+manifest, which makes the folder a data set, is written last.
 """
 
 from __future__ import annotations
@@ -125,8 +125,7 @@ def claim(job: Preparation, wanted: dict[str, Any]) -> None:
     found = read_json(path, "the plan of an encoding")
     differing = [key for key in wanted if found.get(key) != wanted[key]]
     if differing:
-        key = differing[0]
-        brief = lambda value: value if len(str(value)) < 60 else "another"
+        key, brief = differing[0], lambda value: value if len(str(value)) < 60 else "another"
         raise UserError(
             f"--out={job.out}: begun with {key}={brief(found.get(key))}, now {brief(wanted[key])}; "
             "choose another folder or remove this one"
