@@ -17,6 +17,7 @@ def latents(autoencoder, image_size, network, transport):
     config.autoencoder.name = autoencoder
     factor, channels = map(int, re.search(r"_f(\d+)[cd](\d+)$", autoencoder).groups())
     config.data.name = "latents"
+    config.data.autoencoder = config.autoencoder.get_ref("name")  # follows --config.autoencoder.name
     # Latents of SD-VAE's variants are the same: only their decoders differ.
     config.data.path = f"buffers/data/{autoencoder.replace('_ema', '')}/train_{image_size}"
     config.data.size = image_size // factor

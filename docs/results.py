@@ -25,11 +25,16 @@ HEADER = """# Published figures and ours
 
 FID of 50,000 samples as published (arXiv 2505.07447 and the README of LINs-lab/UCGM), and as measured with this
 project. `40x2` is 40 steps with guidance. 'Not measured here' means that nobody has run the row with this project yet:
-the published weights and the reference statistics have to be fetched by hand. To fill a row:
+the published weights and the reference statistics have to be fetched by hand. To fill a row (more in
+[evaluation](evaluation.md)):
 
     python -m ucgm_jax.convert --help         # the published weights to a checkpoint, once
-    python -m ucgm_jax.evaluate --config=configs/ROW.py --checkpoint=CHECKPOINT
-    python -m docs.results --add ROW=RESULTS.json
+    python -m ucgm_jax.evaluate --checkpoint=CHECKPOINT --config=configs/ROW.py --out=FOLDER \\
+        --inception=pt_inception-2015-12-05-6726825d.pth --reference=in1k256_fid_ref.npz \\
+        --autoencoder-weights=AUTOENCODER.safetensors --statistics=latents_stats.npz
+    python -m docs.results --add ROW=FOLDER/results.json
+
+`--autoencoder-weights` is not for the row on pixels, and `--statistics` only for VA-VAE, E2E-VAE and DC-AE.
 
 This file is written by `python -m docs.results`.
 """

@@ -27,14 +27,13 @@ def parser() -> argparse.ArgumentParser:
     add("--metrics", help="of fid, inception_score, kid, precision_recall; or pixels (small built-in sets), or none")
     add("--inception", default="", help="weights file of the FID Inception network, .pth or .safetensors")
     add("--feature", default="2048", help="which of its features fid, kid, precision and recall read")
-    add("--autoencoder-weights", default="", help="the autoencoder's published file, or a folder with it")
-    add("--statistics", default="", help="mean and std of the latents; default data.statistics or data.path's")
     add("--labels", default="in_turn", help="in_turn (0 1 ... 0 1 ..., as published), by_class or random")
     add("--rounding", default="truncate", help="of images to uint8: truncate (as published) or nearest")
     add("--save", default="", help="some of png, npz (the ADM batch layout), features; default none")
-    add("--seed", type=int, default=0, help="together with its index it fixes a sample")
+    add("--seed", type=int, help="together with its index it fixes a sample; default the config's seed")
     add("--weights", choices=("ema", "parameters"), default="ema")
     add("--batch-size", type=int, default=0, help="samples at once, rounded up to the devices; default 64 a device")
+    sample.add_decoder_flags(result)
     sample.add_sampler_flags(result)
     return result
 
@@ -101,12 +100,14 @@ def main(argv: list[str], devices: list[Any] | None = None) -> int:
     config_arguments, rest = split_arguments(argv[1:])
     given = parser().parse_args(rest)
     hosts.start(hosts.find(given_hosts))
+    from ucgm_jax import processes
     from ucgm_jax.evaluation import prepare, report
 
     errors.set_up_logging()
-    evaluation = prepare.prepare(given, config_arguments, devices)
-    print(evaluation.describe(), file=sys.stderr)
-    results = run(evaluation, pathlib.Path(given.out))
+    with processes.leaving_at_once():
+        evaluation = prepare.prepare(given, config_arguments, devices)
+        print(evaluation.describe(), file=sys.stderr)
+        results = run(evaluation, pathlib.Path(given.out))
     print(f"{report.line(results)}: {pathlib.Path(given.out) / 'results.json'}")
     return 0
 

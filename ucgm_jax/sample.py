@@ -43,11 +43,17 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="together with its index it fixes a sample")
     add("--weights", choices=("ema", "parameters"), default="ema")
     add("--batch-size", type=int, default=0, help="samples at once; default all, at most 64 a device")
-    add("--autoencoder", default="", help="whose latents these are; default the checkpoint's config's autoencoder.name")
-    add("--autoencoder-weights", default="", help="to decode latents; a published file or a folder of ucgm_jax.convert")
-    add("--statistics", default="", help="mean and std of the latents; default the checkpoint's")
+    add_decoder_flags(result)
     add_sampler_flags(result)
     return result
+
+
+def add_decoder_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say how latents are decoded (`evaluation.outputs`)."""
+    add = parser.add_argument
+    add("--autoencoder", default="", help="whose latents these are; default the config's, converted weights have none")
+    add("--autoencoder-weights", default="", help="to decode latents; a published file or a folder of ucgm_jax.convert")
+    add("--statistics", default="", help="mean and std of the latents; default the checkpoint's, then the data set's")
 
 
 def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
@@ -97,25 +103,6 @@ def overrides(settings: Settings, given: argparse.Namespace) -> tuple[Any, Guida
     return sampler, guidance
 
 
-def latents_of(settings: Settings, given: argparse.Namespace) -> Settings:
-    """The settings with --autoencoder. Converted weights do not say what data they are for.
-
-    Raises:
-      UserError: a picture is asked for of data that may be latents of any autoencoder, or no such autoencoder.
-    """
-    data, autoencoder = settings.data, settings.autoencoder
-    if given.autoencoder:
-        with user_errors("--"):
-            autoencoder = dataclasses.replace(autoencoder, name=given.autoencoder)
-        data = dataclasses.replace(data, name="latents")
-    elif data.name == "" and data.channels not in (1, 3) and given.out.endswith(".png"):
-        raise UserError(
-            f"--autoencoder: must be given for a picture: the checkpoint has {data.channels} channels and does not say "
-            "whose latents these are; --out=FILE.npz keeps them as they are"
-        )
-    return dataclasses.replace(settings, data=data, autoencoder=autoencoder)
-
-
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
     argv, given_hosts = hosts.take_flags(argv)
@@ -143,7 +130,7 @@ def run(given: argparse.Namespace) -> None:
     from ucgm_jax.training.metrics import Progress
 
     found = checkpoints.find(given.checkpoint)
-    settings = latents_of(found.settings, given)
+    settings = outputs.latents_of(found.settings, given.autoencoder)
     sampler, guidance = overrides(settings, given)
     network = checkpoints.network_of(found)
     classes = parse_labels(given.labels, network.num_classes)
@@ -153,7 +140,7 @@ def run(given: argparse.Namespace) -> None:
     devices = mesh.size
     batch_size = given.batch_size or min(-(-count // devices), 64) * devices
     images = (None, None)
-    if given.out.endswith(".png") or given.autoencoder_weights:
+    if given.out.endswith(".png") or given.autoencoder_weights or given.statistics:
         paths = {"weights_path": given.autoencoder_weights, "statistics_path": given.statistics}
         images = outputs.with_images(settings, mesh, **paths, known=found.normalisation)
     generator = Generator(network, transports.get(settings.transport), sampler, guidance, mesh, batch_size, *images)

@@ -42,4 +42,19 @@ def test_files_that_do_not_fit(tmp_path):
     (tmp_path / "b.safetensors").touch()
     with pytest.raises(UserError, match="2 files of weights, name one"):
         weights.load(autoencoder, tmp_path)
-    assert weights.load(names.build(names.AutoencoderSettings("idae_f1c3")), "") == {}
+    identity = names.build(names.AutoencoderSettings("idae_f1c3"))
+    assert weights.load(identity, "") == {}
+    with pytest.raises(UserError, match="--weights=/none: idae_f1c3 has no weights"):
+        weights.load(identity, "/none")
+
+
+def test_variants_share_latents_or_weights():
+    by_latents, by_weights = {}, {}
+    for name in names.PUBLISHED:
+        by_latents.setdefault(names.latents_name(name), set()).add(name)
+        by_weights.setdefault(names.weights_name(name), set()).add(name)
+    sd_vae, edm2 = {"sdvae_f8c4", "sdvae_mse_f8c4", "sdvae_ema_f8c4"}, {"edm2_sdvae_f8c4", "edm2_sdvae_ema_f8c4"}
+    alone = [{name} for name in names.PUBLISHED.keys() - sd_vae - edm2]
+    assert sorted(map(sorted, by_latents.values())) == sorted(map(sorted, [sd_vae, edm2, *alone]))
+    mse, ema = {"sdvae_f8c4", "sdvae_mse_f8c4", "edm2_sdvae_f8c4"}, {"sdvae_ema_f8c4", "edm2_sdvae_ema_f8c4"}
+    assert sorted(map(sorted, by_weights.values())) == sorted(map(sorted, [mse, ema, *alone]))

@@ -1,5 +1,6 @@
 """The 22 published rows: their settings, and everything that they build, abstractly at full size."""
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -8,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.golden_cases import GOLDEN
 from ucgm_jax import config
 from ucgm_jax.autoencoders import names as autoencoders
+from ucgm_jax.data import manifest, sources
+from ucgm_jax.errors import UserError
 from ucgm_jax.evaluation import generate
 from ucgm_jax.method import sampler, transports
 from ucgm_jax.networks import names
@@ -146,6 +150,32 @@ def test_the_autoencoder_gives_the_data_that_the_row_describes(row):
         assert fixed is None
     if row.startswith(("debug", "sampling")):
         assert jax.tree.leaves(autoencoder.abstract_parameters) or autoencoder.family == "identity"
+
+
+def test_a_folder_of_another_autoencoder_is_refused(tmp_path):
+    """By its manifest; without one the shape is all that can be compared."""
+    for row in ROWS:
+        config_dict = importlib.import_module(f"configs.{row.replace('/', '.')}").get_config()
+        data, side = settings_of(row).data, settings_of(row).data.size
+        assert data.autoencoder == settings_of(row).autoencoder.name
+        folder = tmp_path / row
+        folder.mkdir(parents=True)
+        other = "e2evavae_f16d32" if data.autoencoder == "vavae_f16d32" else "vavae_f16d32"
+        classes, shape = tuple(map(str, range(1000))), (data.channels, side, side)
+        stored = manifest.Manifest(other, "", 256, shape, classes, 2, "safetensors", ())
+        manifest.write_json(folder / "manifest.json", dataclasses.asdict(stored))
+        with pytest.raises(UserError, match=f"latents of {other}, data.autoencoder='{data.autoencoder}'"):
+            sources.build(dataclasses.replace(data, path=str(folder)))
+        config_dict.autoencoder.name = other
+        assert config.build(config_dict).data.autoencoder == other
+        (folder / "manifest.json").unlink()
+        np.savez(folder / "latents_stats.npz", **dict.fromkeys(("mean", "std"), np.ones((1, data.channels, 1, 1))))
+        for wrong, message in ((side // 2, f"data.size={side}: latents has {side // 2}"), (side, "channels")):
+            shape = (2, data.channels + (wrong == side), wrong, wrong)
+            shard = {key: np.zeros(shape, np.float32) for key in ("latents", "latents_flip")}
+            save_file(shard | {"labels": np.zeros(2, np.int64)}, folder / "a.safetensors")
+            with pytest.raises(UserError, match=message):
+                sources.build(dataclasses.replace(data, path=str(folder)))
 
 
 @functools.cache

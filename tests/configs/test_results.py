@@ -1,13 +1,26 @@
 """The results page says what the configs say."""
 
 import json
+import re
+import shlex
 
 from docs import results
+from ucgm_jax import evaluate
 
 
 def test_the_page_is_up_to_date():
     measured = json.loads((results.HERE / "measured.json").read_text())
     assert (results.HERE / "results.md").read_text() == results.render(measured)
+
+
+def test_the_commands_have_the_flags_that_are_required():
+    for page in (results.HEADER, (results.HERE / "evaluation.md").read_text()):
+        command = re.search(r"python -m ucgm_jax\.evaluate ((?:.*\\\n)*.*)", page)[1]
+        config_flags, rest = evaluate.split_arguments(shlex.split(command.replace("\\\n", "")))
+        given = evaluate.parser().parse_args(rest)
+        assert config_flags == ["--config=configs/ROW.py"]
+        wanted = (given.inception, given.reference, given.autoencoder_weights, given.statistics, given.out)
+        assert all(wanted) and given.checkpoint == "CHECKPOINT"
 
 
 def test_a_measured_row_shows_its_figure_beside_the_published_one():

@@ -69,10 +69,18 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-if __name__ == "__main__":
-    # A run that another process kills: slowly, so that there is time for it.
-    def slowly(images, places):
-        time.sleep(0.03)
-        return pixels(images, places)
+def slowly(images: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`pixels`, with time for another process to kill this one."""
+    time.sleep(0.03)
+    return pixels(images, places)
 
-    preparation.run(job(pathlib.Path(sys.argv[2])), ImageFolder(sys.argv[1]), slowly)
+
+if __name__ == "__main__":
+    source, out, *part = sys.argv[1:]
+    if not part:
+        preparation.run(job(pathlib.Path(out)), ImageFolder(source), slowly)
+    for line in sys.stdin if part else ():  # one run a line, which all processes get at the same time
+        index, count = map(int, part)
+        options = {"process_index": index, "process_count": count}
+        preparation.run(job(pathlib.Path(out) / line.strip()), ImageFolder(source), pixels, **options)
+        print("done", flush=True)

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import pathlib
 import random
 import signal
 import subprocess
@@ -80,8 +81,77 @@ def test_two_processes_write_what_one_does(tmp_path, folder):
     run(tmp_path / "one", folder)
     first = run(tmp_path / "two", folder, process_index=1, process_count=2)
     assert first is None and not (tmp_path / "two" / "manifest.json").exists()
+    with pytest.raises(UserError, match=r"data\.path=.*two: not finished, has no manifest\.json"):
+        latents.open_folder(tmp_path / "two", autoencoder="idae_f1c3", num_classes=3)
     assert run(tmp_path / "two", folder, process_index=0, process_count=2).examples == 18
     assert image_folder.contents(tmp_path / "two") == image_folder.contents(tmp_path / "one")
+
+
+def test_processes_that_run_at_the_same_time_write_what_one_does(tmp_path, folder):
+    run(tmp_path / "one", folder)
+    command = [sys.executable, "-m", "tests.data.image_folder", str(tmp_path / "images"), str(tmp_path / "many")]
+    options = {"env": os.environ | {"PYTHONPATH": os.getcwd()}, "text": True}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 1}
+    # Two of each index, as after a restart of processes that were thought dead.
+    parts = [(0, 2), (1, 2), (0, 2), (1, 2)]
+    processes = [subprocess.Popen([*command, *map(str, part)], **options, **pipes) for part in parts]
+    for line in "abc":
+        for process in processes:
+            process.stdin.write(line + "\n")
+        assert [process.stdout.readline() for process in processes] == ["done\n"] * len(parts)
+        assert image_folder.contents(tmp_path / "many" / line) == image_folder.contents(tmp_path / "one")
+    for process in processes:
+        process.stdin.close()
+        assert process.wait() == 0
+
+
+def test_the_first_of_two_plans_stands(tmp_path, folder, monkeypatch):
+    out, exists = tmp_path / "out", pathlib.Path.exists
+    run(out, folder)
+    # The other process's plan is written just after this one has looked.
+    monkeypatch.setattr(pathlib.Path, "exists", lambda path: path.name != "plan.json" and exists(path))
+    monkeypatch.setattr(pathlib.Path, "glob", lambda path, pattern: [])
+    with pytest.raises(UserError, match="begun with seed=0, now 1"):
+        preparation.run(image_folder.job(out, seed=1), folder, image_folder.pixels)
+    assert json.loads((out / "plan.json").read_text())["seed"] == 0
+    monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(PermissionError()))
+    (out / "plan.json").unlink()
+    assert run(out, folder).examples == 18  # a file system without links
+
+
+def test_what_kills_left_is_removed_also_under_another_process(tmp_path, folder, monkeypatch):
+    run(tmp_path / "one", folder)
+    out, write, begun = tmp_path / "out", preparation.WRITERS["safetensors"], []
+
+    def overtaken(path, *values):
+        write(path, *values)
+        if not begun:  # another process does everything meanwhile
+            begun.append(path)
+            (out / "reports" / "latents_00001.json.4567.partial").write_bytes(b"cut off")
+            assert run(out, folder).examples == 18 and not path.exists()
+
+    monkeypatch.setitem(preparation.WRITERS, "safetensors", overtaken)
+    assert run(out, folder).examples == 18 and begun
+    assert image_folder.contents(out) == image_folder.contents(tmp_path / "one")
+
+
+def test_damaged_json_is_one_line(tmp_path, folder):
+    out = tmp_path / "out"
+    run(out, folder)
+    plan, report = out / "plan.json", out / "reports" / "latents_00001.json"
+    for path, text, message in (
+        (plan, "not json", r"plan\.json: cannot be read as the plan of an encoding: Expecting value"),
+        (plan, "[1, 2]", r"plan\.json: cannot be read as the plan of an encoding: holds list"),
+        (report, "", r"latents_00001\.json: cannot be read as the report of a shard"),
+        (report, "{}", r"latents_00001\.json: not the report of a shard: 'moments'"),
+    ):
+        whole = path.read_text()
+        path.write_text(text)
+        with pytest.raises(UserError, match=message) as error:
+            run(out, folder)
+        assert "\n" not in str(error.value)
+        path.write_text(whole)
+    assert run(out, folder).examples == 18
 
 
 def test_bad_images_are_skipped_named_and_counted(tmp_path, folder):
@@ -116,7 +186,7 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path, folder, monkeypat
     real = os.fsync
 
     def full(descriptor):
-        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("latents_00002.safetensors.partial"):
+        if os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/")[2].startswith("latents_00002.safetensors."):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(descriptor)
 
@@ -136,6 +206,8 @@ def test_another_run_may_not_use_the_folder(tmp_path, folder):
     (tmp_path / "images" / "cat" / "000.png").unlink()
     with pytest.raises(UserError, match="begun with images=18, now 17"):
         run(tmp_path / "out", ImageFolder(tmp_path / "images"))
+    with pytest.raises(UserError, match=r"--out=.*plan\.json/out: cannot be made a folder: Not a directory"):
+        run(tmp_path / "out" / "plan.json" / "out", folder)
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "a.safetensors").touch()
     with pytest.raises(UserError, match=r"holds shards without a plan\.json"):
@@ -172,6 +244,8 @@ def test_the_command(tmp_path, capsys):
         (["--autoencoder=vavae_f16d32", "--weights=/nowhere"], "--weights=/nowhere: no file of weights"),
         (["--autoencoder=idae_f1c3", "--format=zip"], "--format=zip: must be one of safetensors, array_record"),
         (["--autoencoder=idae_f1c3", "--process-index=1"], "--process-index=1: must be from 0 to 0"),
+        (["--autoencoder=idae_f1c3", "--seed=99999999999"], "--seed=99999999999: must be from 0 to 4294967295"),
+        (["--autoencoder=idae_f1c3", "--weights=/nowhere"], "--weights=/nowhere: idae_f1c3 has no weights"),
         (["--autoencoder=idae_f1c3", "--batch-size=9"], "--batch-size=9: must be a multiple of the 8 devices"),
         ([], "--autoencoder: must be given"),
     ],

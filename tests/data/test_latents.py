@@ -9,10 +9,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.data import image_folder
+from tests.training.small import small_config
 from ucgm_jax.config import DataSettings
 from ucgm_jax.data import latents, manifest, pipeline, preparation, sources, statistics
 from ucgm_jax.data.images import ImageFolder
 from ucgm_jax.errors import UserError
+from ucgm_jax.training import loop
 
 CHANNELS = 32
 
@@ -176,6 +178,13 @@ def test_damaged_prepared_folders(prepared):
     (out / manifest.NAME).write_text("{}")
     with pytest.raises(UserError, match="not a manifest of latents"):
         latents.open_folder(out)
+
+
+def test_training_refuses_latents_of_another_autoencoder(prepared, tmp_path):
+    changes = {"data__name": "latents", "data__path": str(prepared.out), "autoencoder__name": "dcae_f32c32"}
+    with pytest.raises(UserError, match=r"autoencoder\.name='dcae_f32c32': data\.path=.* has latents of idae_f1c3"):
+        loop.train(small_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_corrupted_records_are_found_while_reading(tmp_path):

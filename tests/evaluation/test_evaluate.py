@@ -12,9 +12,9 @@ from PIL import Image
 
 from configs.sampling_multi_steps import in1k256_lightningdit_xl_vavae_relinear as vavae_row
 from tests.training.small import small_config
-from ucgm_jax import config, errors, evaluate
+from ucgm_jax import config, errors, evaluate, sample
 from ucgm_jax.data import sources
-from ucgm_jax.evaluation import generate, outputs, prepare, store
+from ucgm_jax.evaluation import generate, hosts, outputs, prepare, store
 from ucgm_jax.evaluation.frechet import frechet_distance, statistics
 from ucgm_jax.evaluation.pixels import PixelJudge
 from ucgm_jax.training import loop
@@ -92,7 +92,7 @@ def test_stopped_evaluation_goes_on_to_the_same_bits(workdir, evaluated, tmp_pat
         store.Store, "write", lambda self, start, *rest: (again.append(start), write(self, start, *rest))
     )
     results = evaluate.run(prepared(given, 8), out)
-    assert written == [0] and again == [56, 112]
+    assert written == [0] and again == [56, 112] and not list(out.rglob("*.partial"))
     whole, _ = evaluated[8, 50]
     for ours, theirs in zip(samples(out), samples(whole), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -195,6 +195,9 @@ MISTAKES = [
      "data.num_classes=7: the checkpoint .* has 10"),
     (["--config=configs/digits.py", "--config.evaluation.step=7"], "evaluation.step=7: .*, its newest is 2"),
     (["--stepz=3"], "unrecognized arguments: --stepz=3"),
+    (["--autoencoder-weights=/none"], "--autoencoder-weights=/none: is for latents, the model was trained on digits"),
+    (["--statistics=/none"], "--statistics=/none: is for latents, the model was trained on digits"),
+    (["--autoencoder=vavae_f16d32"], "--autoencoder=vavae_f16d32: is for latents, the model was trained on digits"),
 ]  # fmt: skip
 
 
@@ -258,6 +261,55 @@ def test_a_damaged_plan_is_one_line(content, tmp_path):
     with pytest.raises(errors.UserError, match=f"^{path}: cannot be read as the plan of an evaluation: "):
         store.Store(tmp_path, {"--seed": 0}, np.zeros(3, int), ()).begin()
     assert path.read_text() == content and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_whose_making_was_stopped_is_gone_on_with(tmp_path, monkeypatch):
+    begin = lambda: store.Store(tmp_path / "out", {"--seed": 0}, np.zeros(3, int), ("png",)).begin()
+
+    def stop(self, **options):
+        if self.name == "images":
+            raise KeyboardInterrupt
+        mkdir(self, **options)
+
+    mkdir = pathlib.Path.mkdir
+    monkeypatch.setattr(pathlib.Path, "mkdir", stop)
+    with pytest.raises(KeyboardInterrupt):
+        begin()
+    monkeypatch.undo()
+    begin()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"plan.json", "shards", "images"}
+
+
+@pytest.mark.parametrize("flag", ["autoencoder-weights", "statistics", "autoencoder"])
+def test_sampling_pixels_refuses_what_decodes_latents(flag, workdir, tmp_path):
+    value = "vavae_f16d32" if flag == "autoencoder" else "/none"
+    for name in ("x.png", "x.npz"):
+        given = [f"--checkpoint={workdir}", f"--out={tmp_path / name}", f"--{flag}={value}"]
+        with pytest.raises(errors.UserError, match=f"--{flag}={value}: is for latents, .* trained on digits"):
+            sample.main(["sample", *given])
+        assert not (tmp_path / name).exists()
+
+
+def test_the_seed_is_the_config_s_unless_given(workdir, tmp_path, monkeypatch):
+    network = ["name=TiT-S/4", "hidden_size=16", "depth=2", "num_heads=2"]
+    config_flags = ["--config=configs/digits.py", "--config.seed=7", *(f"--config.network.{one}" for one in network)]
+    monkeypatch.setattr("sys.argv", ["evaluate", *config_flags])  # where absl looks for overrides
+    for flags, seed in ([], 7), (["--seed=3"], 3):
+        given = evaluate.parser().parse_args(arguments(workdir, tmp_path, "--metrics=none", "--labels=random", *flags))
+        evaluation = prepare.prepare(given, config_flags)
+        assert (evaluation.seed, evaluation.plan["--seed"]) == (seed, seed)
+        np.testing.assert_array_equal(evaluation.labels, generate.choose_labels("random", COUNT, 10, seed))
+
+
+def test_hosts_meet_before_they_gather(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts.processes, "barrier", calls.append)
+    gather = lambda array: calls.append("gather") or np.stack([array, array + 1])
+    monkeypatch.setattr(hosts.multihost_utils, "process_allgather", gather)
+    assert hosts.gather(np.arange(3, dtype=np.int32)).tolist() == [[0, 1, 2], [1, 2, 3]]
+    hosts.wait("all samples were written")
+    assert calls == ["gather", "gather", "all samples were written"]
 
 
 def test_rounding_rules():

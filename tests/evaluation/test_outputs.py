@@ -1,5 +1,7 @@
 """A model of latents from training to pictures, without its data set once it is trained."""
 
+import dataclasses
+import json
 import shutil
 
 import jax
@@ -10,9 +12,11 @@ from safetensors.numpy import save_file
 
 from tests.autoencoders import cases
 from tests.training.small import small_config
-from ucgm_jax import sample
+from ucgm_jax import evaluate, sample
 from ucgm_jax.autoencoders import names
+from ucgm_jax.data import manifest
 from ucgm_jax.errors import UserError
+from ucgm_jax.evaluation import prepare
 from ucgm_jax.training import checkpoints, loop
 
 MEAN, STD = np.linspace(-1, 1, 8), np.linspace(0.5, 2, 8)
@@ -86,6 +90,78 @@ def test_samples_are_decoded_as_the_autoencoder_says(trained, tmp_path):
     assert np.abs(images - expected).max() < 0.51 and images.std() > 1
 
 
+@pytest.fixture(scope="module")
+def converted(trained, tmp_path_factory):
+    """The same weights as `ucgm_jax.convert` writes them: without a word on whose latents they make."""
+    folder = tmp_path_factory.mktemp("converted")
+    shutil.copytree(trained[0] / "checkpoints" / "1", folder / "1")
+    shutil.rmtree(folder / "1" / "latents")
+    path = folder / "1" / "config" / "metadata"
+    stored = json.loads(path.read_text())
+    stored["data"] |= {"name": "", "path": "", "autoencoder": ""}
+    stored["autoencoder"] |= {"name": "idae_f1c3", "weights": ""}
+    path.write_text(json.dumps(stored))
+    return folder
+
+
+def refused(message, checkpoint, out, *flags):
+    """Checks that evaluating and sampling a picture are refused with the same line before anything is written."""
+    given = [f"--checkpoint={checkpoint}", "--batch-size=16", *flags]
+    evaluation = evaluate.parser().parse_args([*given, f"--out={out / 'folder'}", "--samples=30", "--metrics=none"])
+    picture = ["sample", *given, f"--out={out / 'x.png'}"]
+    for command in (lambda: prepare.prepare(evaluation, []), lambda: sample.main(picture)):
+        with pytest.raises(UserError, match=message) as error:
+            command()
+        assert "\n" not in str(error.value)
+    assert not (out / "folder").exists() and not (out / "x.png").exists()
+
+
+def test_a_converted_model_of_latents_is_not_taken_for_one_of_pixels(trained, converted, tmp_path):
+    np.savez(tmp_path / "latents_stats.npz", mean=MEAN[None, :, None, None], std=STD[None, :, None, None])
+    weights, stats = f"--autoencoder-weights={trained[1]}", f"--statistics={tmp_path / 'latents_stats.npz'}"
+    ours = "--autoencoder=vavae_f16d32"
+    for flags, message in (
+        ([], "--autoencoder: must be given for images: the model has 8 channels"),
+        ([weights, stats], "--autoencoder: must be given for images: the model has 8 channels"),
+        ([weights, stats, "--autoencoder=sdvae_f8c4"], "name='sdvae_f8c4': has latents of 4 channels, .* have 8"),
+        ([stats, ours], "--autoencoder-weights: must be given for vavae_f16d32"),
+        ([weights, ours], "--statistics: must be given for vavae_f16d32"),
+    ):
+        refused(message, converted, tmp_path, *flags)
+    given = [f"--checkpoint={converted}", f"--out={tmp_path}", "--samples=30", "--metrics=none", weights, stats, ours]
+    assert prepare.prepare(evaluate.parser().parse_args(given), []).settings.data.name == "latents"
+
+
+def test_a_folder_of_another_autoencoder_is_refused(trained, converted, tmp_path):
+    """By its manifest, or without one by the shape of its latents; for the statistics that it has."""
+    np.savez(tmp_path / "latents_stats.npz", mean=MEAN[None, :, None, None], std=STD[None, :, None, None])
+    flags = [f"--autoencoder-weights={trained[1]}", "--autoencoder=vavae_f16d32"]
+    flags.append(f"--statistics={tmp_path / 'latents_stats.npz'}")
+    shard = {key: np.zeros((2, 8, 2, 2), np.float32) for key in ("latents", "latents_flip")} | {"labels": np.arange(2)}
+    save_file(shard, tmp_path / "latents_rank00_shard000.safetensors")
+    refused(r"latents of shape \(8, 2, 2\), must be \(8, 4, 4\)", converted, tmp_path, *flags)
+    other = manifest.Manifest("dcae_f32c32", "", 64, (8, 4, 4), ("a", "b", "c"), 0, "safetensors", ())
+    manifest.write_json(tmp_path / "manifest.json", dataclasses.asdict(other))
+    refused("latents of dcae_f32c32, must be of vavae_f16d32", converted, tmp_path, *flags)
+    same = dataclasses.replace(other, autoencoder="vavae_f16d32")
+    manifest.write_json(tmp_path / "manifest.json", dataclasses.asdict(same))
+    sample.main(["sample", f"--checkpoint={converted}", f"--out={tmp_path / 'x.png'}", "--count=8", *flags])
+
+
+def test_a_config_of_another_autoencoder_is_refused(trained, tmp_path, monkeypatch):
+    network = ["name=TiT-S/4", "hidden_size=16", "depth=1", "num_heads=2"]
+    changes = ["data.name=latents", "autoencoder.name=e2evavae_f16d32", *(f"network.{one}" for one in network)]
+    config_flags = ["--config=configs/base.py", *(f"--config.{change}" for change in changes)]
+    given = evaluate.parser().parse_args([f"--checkpoint={trained[0]}", f"--out={tmp_path}", "--samples=30"])
+    for more, message in (
+        ([], "autoencoder.name='e2evavae_f16d32': the checkpoint .* has 'vavae_f16d32'"),
+        (["--config.data.name=images"], "data.name='images': the checkpoint .* has 'latents'"),
+    ):
+        monkeypatch.setattr("sys.argv", ["evaluate", *config_flags, *more])  # where absl looks for overrides
+        with pytest.raises(UserError, match=message):
+            prepare.prepare(given, [*config_flags, *more])
+
+
 def test_latents_may_stay_latents_but_a_picture_needs_weights(trained, tmp_path):
     run(trained, tmp_path / "x.npz")
     with np.load(tmp_path / "x.npz") as stored:
@@ -93,8 +169,9 @@ def test_latents_may_stay_latents_but_a_picture_needs_weights(trained, tmp_path)
     for flags, message in (
         ([], "moved|autoencoder"),  # the config's own path is gone
         (["--autoencoder-weights=none.pt"], "--autoencoder-weights=none.pt: no file of weights"),
-        (["--autoencoder=sdvae_f8c4"], "autoencoder.name='sdvae_f8c4': has latents of 4 channels"),
+        (["--autoencoder=dcae_f32c32"], "--autoencoder=dcae_f32c32: the model's samples are latents of vavae_f16d32"),
         (["--autoencoder=vae"], "name='vae': must be one of"),
+        ([f"--autoencoder-weights={trained[1]}", "--statistics=none.npz"], "--statistics=none.npz: no such file"),
     ):
         with pytest.raises(UserError, match=message) as error:
             run(trained, tmp_path / "x.png", *flags)

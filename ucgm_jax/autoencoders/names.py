@@ -48,6 +48,17 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 
+def latents_name(name: str) -> str:
+    """One name for all published names whose latents are the same: SD-VAE's variants differ in their decoders alone."""
+    return name.replace("_mse_", "_").replace("_ema_", "_")
+
+
+def weights_name(name: str) -> str:
+    """One name for all published names whose weights are the same: "sdvae_f8c4" is the mse variant, EDM2 uses both."""
+    name = name.removeprefix("edm2_")
+    return "sdvae_mse_f8c4" if name == "sdvae_f8c4" else name
+
+
 @dataclasses.dataclass(frozen=True)
 class AutoencoderSettings:
     """Which autoencoder, and how it computes.

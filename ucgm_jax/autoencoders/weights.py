@@ -6,6 +6,7 @@ import hashlib
 import pathlib
 
 from ucgm_jax.autoencoders.interface import Autoencoder
+from ucgm_jax.autoencoders.names import weights_name
 from ucgm_jax.conversion import families, files, store
 from ucgm_jax.conversion.tables import ConversionError
 from ucgm_jax.errors import UserError
@@ -43,12 +44,6 @@ def checksum(path: str | pathlib.Path) -> str:
     return digest.hexdigest()
 
 
-def same_weights(name: str) -> str:
-    """One name for all published names that share their weights."""
-    name = name.removeprefix("edm2_")
-    return "sdvae_mse_f8c4" if name == "sdvae_f8c4" else name
-
-
 def load(autoencoder: Autoencoder, path: str | pathlib.Path, key: str = "--weights") -> Parameters:
     """The parameters, float32.
 
@@ -62,13 +57,15 @@ def load(autoencoder: Autoencoder, path: str | pathlib.Path, key: str = "--weigh
       UserError: nothing there, or weights that do not fit.
     """
     if autoencoder.family == "identity":
+        if str(path):
+            raise UserError(f"{key}={path}: {autoencoder.name} has no weights")
         return {}
     if not str(path):
         raise UserError(f"{key}: must be given for {autoencoder.name}")
     found = find(path, key)
     if found.is_dir():
         name = store.autoencoder_name(found)
-        if same_weights(name) != same_weights(autoencoder.name):
+        if weights_name(name) != weights_name(autoencoder.name):
             raise UserError(f"{key}={found}: holds {name}, must hold {autoencoder.name}")
         return store.read_parameters(found / store.AUTOENCODER, autoencoder.abstract_parameters)
     state = files.read(found, autoencoder.family, "").state  # whose errors name the file

@@ -37,7 +37,10 @@ class _Latents:
       shape: (H, W, C).
       num_classes: number of labels.
       normalisation: between the stored latents and what `read` gives.
+      autoencoder: published name, where it is known.
     """
+
+    autoencoder = ""
 
     def __init__(
         self,
@@ -236,16 +239,20 @@ def open_folder(
     Raises:
       UserError: anything about the folder that does not fit, in one line.
     """
+    from ucgm_jax.autoencoders.names import latents_name
+
     if not folder.is_dir():
         raise UserError(f"data.path={folder}: no such folder")
     manifest = manifests.read(folder)
     if manifest is not None:
-        if autoencoder and canonical(autoencoder) != canonical(manifest.autoencoder):
+        if autoencoder and latents_name(autoencoder) != latents_name(manifest.autoencoder):
             raise UserError(f"data.path={folder}: latents of {manifest.autoencoder}, data.autoencoder={autoencoder!r}")
         if num_classes and num_classes != manifest.num_classes:
             raise UserError(f"data.num_classes={num_classes}: {folder} has {manifest.num_classes}")
         autoencoder, num_classes = manifest.autoencoder, manifest.num_classes
         manifests.check_files(folder, manifest, checksums=verify_checksums)
+    elif (folder / manifests.PLAN).is_file():
+        raise UserError(f"data.path={folder}: not finished, has no {manifests.NAME}; go on with ucgm_jax.encode")
     elif verify_checksums:
         raise UserError(f"data.verify_checksums=True: {folder} has no {manifests.NAME}")
     if not autoencoder:
@@ -253,21 +260,31 @@ def open_folder(
     path = pathlib.Path(statistics_path) if statistics_path else statistics.find(folder)
     with user_errors(f"data.path={folder}: "):
         normalisation = _normalisation(autoencoder, statistics.load(path) if path else None)
-    if manifest is None:
-        return SafetensorsLatents(folder, num_classes, normalisation)
-    if manifest.format == "array_record":
-        return ArrayRecordLatents(folder, manifest, num_classes, normalisation)
-    files = [folder / shard["file"] for shard in manifest.shards]
-    source = SafetensorsLatents(folder, num_classes, normalisation, files)
-    channels, height, width = manifest.latent_shape
-    if source.shape != (height, width, channels):
+    if manifest is not None and manifest.format == "array_record":
+        source = ArrayRecordLatents(folder, manifest, num_classes, normalisation)
+    else:
+        files = [folder / shard["file"] for shard in manifest.shards] if manifest else None
+        source = SafetensorsLatents(folder, num_classes, normalisation, files)
+    if manifest is not None and source.shape != (*manifest.latent_shape[1:], manifest.latent_shape[0]):
         raise UserError(f"data.path={folder}: latents of shape {source.shape}, {manifests.NAME} says otherwise")
+    source.autoencoder = autoencoder
     return source
 
 
-def canonical(autoencoder: str) -> str:
-    """One name for each set of weights: "sdvae_f8c4" is the published name of the mse variant."""
-    return {"sdvae_f8c4": "sdvae_mse_f8c4"}.get(autoencoder, autoencoder)
+def check_folder(folder: pathlib.Path, autoencoder: str, shape: tuple[int, int, int]) -> None:
+    """Refuses a folder whose latents are not of this autoencoder and shape (C, h, w), with a `UserError`.
+
+    Without a manifest a shard's shape is all that can be compared.
+    """
+    from ucgm_jax.autoencoders.names import latents_name
+
+    manifest = manifests.read(folder)
+    shards = [path for path in sorted(folder.glob("latents_*.safetensors")) if path.stem != statistics.STATISTICS]
+    if manifest is not None and latents_name(manifest.autoencoder) != latents_name(autoencoder):
+        raise UserError(f"{folder}: latents of {manifest.autoencoder}, must be of {autoencoder} (autoencoder.name)")
+    found = tuple(manifest.latent_shape) if manifest else _Shard(shards[0]).shape if shards else shape
+    if found != shape:
+        raise UserError(f"{folder}: latents of shape {found}, must be {shape}")
 
 
 def _normalisation(autoencoder: str, found: Normalisation | None) -> Normalisation:

@@ -1,4 +1,7 @@
-"""What a prepared folder of latents says about itself: manifest.json, written last, and the files it vouches for."""
+"""What a prepared folder of latents says about itself: manifest.json, written last, and the files it vouches for.
+
+Several processes may write to a folder at once: everything is written under a name of its own and renamed.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,15 @@ import hashlib
 import json
 import os
 import pathlib
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from ucgm_jax.errors import UserError
+from ucgm_jax.errors import UserError, read_json
 
 NAME = "manifest.json"
+PLAN = "plan.json"  # of a folder that was begun; without a manifest it is not finished
+PARTIAL = ".partial"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,24 +54,49 @@ class Manifest:
         return len(self.classes)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file that is either whole or not there."""
-    with replacing(path) as partial:
+def write_json(path: pathlib.Path, value: Any, *, overwrite: bool = True) -> None:
+    """Writes a JSON file that is either whole or not there; `overwrite` as in `replacing`."""
+    with replacing(path, overwrite=overwrite) as partial:
         partial.write_text(json.dumps(value, indent=1) + "\n")
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives the path of a partial file, and renames it into place, safely on disk, if nothing is raised."""
-    partial = path.with_name(path.name + ".partial")
+def replacing(path: pathlib.Path, *, overwrite: bool = True) -> Iterator[pathlib.Path]:
+    """Gives the path of a partial file, and renames it into place, safely on disk, if nothing is raised.
+
+    Args:
+      path: of the file.
+      overwrite: whether to take the place of a file that another process has put there meanwhile.
+    """
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
     try:
         yield partial
         _to_disk(partial)
-        os.replace(partial, path)
+        if overwrite or not _linked(partial, path):
+            os.replace(partial, path)
+        partial.unlink(missing_ok=True)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     _to_disk(path.parent)
+
+
+def _linked(partial: pathlib.Path, path: pathlib.Path) -> bool:
+    """Gives the partial file its name unless that is taken; False on a file system that has no links."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    return True
+
+
+def remove_partial(*folders: pathlib.Path) -> None:
+    """Removes what processes that were killed have left in these folders, where no other one writes any more."""
+    for folder in folders:
+        for path in folder.glob(f"*{PARTIAL}"):
+            path.unlink(missing_ok=True)
 
 
 def _to_disk(path: pathlib.Path) -> None:
@@ -91,10 +122,13 @@ def read(folder: pathlib.Path) -> Manifest | None:
     path = folder / NAME
     if not path.is_file():
         return None
+    stored = read_json(path, "a manifest of latents")
     try:
-        stored = json.loads(path.read_text())
         for key in ("latent_shape", "classes", "shards", "skipped"):
             stored[key] = tuple(stored[key])
+        for shard in stored["shards"]:
+            if not isinstance(shard, dict) or not {"file", "examples", "bytes", "sha256"} <= shard.keys():
+                raise ValueError(f"shards: {shard!r} must have file, examples, bytes and sha256")
         return Manifest(**stored)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: not a manifest of latents: {' '.join(str(error).split())}") from error

@@ -2,16 +2,17 @@
 
 Shard k holds the images k size .. (k + 1) size - 1 of the list, less those that cannot be read. It is a function of the
 list and the settings alone, so it does not matter which process writes it, when, or for which time. A shard that stands
-under its name is whole: it is written under another one and renamed. What happened on the way (images skipped, moments)
-stands beside it in a report, which is written before; the manifest, which makes the folder a data set, is written last.
+under its name is whole: it is written under another one and renamed; what kills leave of such files is removed in the
+end. What happened on the way (images skipped, moments) stands beside it in a report, which is written before; the
+manifest, which makes the folder a data set, is written last.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,18 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from ucgm_jax.conversion import safetensors_format
 from ucgm_jax.data import manifest as manifests
 from ucgm_jax.data.images import BadImage, Images
 from ucgm_jax.data.latents import KEYS, LABELS
-from ucgm_jax.data.manifest import replacing, write_json
+from ucgm_jax.data.manifest import PLAN, replacing, write_json
+from ucgm_jax.data.shards import SUFFIXES, WRITERS
 from ucgm_jax.data.statistics import STATISTICS, Moments
-from ucgm_jax.errors import UserError
+from ucgm_jax.errors import UserError, read_json, seed
 
 # (images (b, S, S, 3) uint8, their places in the list (b,)) -> latents of them and of their mirrors, (b, C, h, w) each.
 Encode = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-PLAN, REPORTS = "plan.json", "reports"
-SUFFIXES = {"safetensors": ".safetensors", "array_record": ".array_record"}
+REPORTS = "reports"
 
 
 class TooManyBadImages(Exception):
@@ -74,6 +74,7 @@ class Preparation:
             "shard_size": (self.shard_size >= 1, "at least 1"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "threads": (self.threads >= 1, "at least 1"),
+            "seed": seed(self.seed),
             "format": (self.format in SUFFIXES, f"one of {', '.join(SUFFIXES)}"),
             "max_bad_share": (0 <= self.max_bad_share <= 1, "from 0 to 1"),
         }
@@ -105,27 +106,30 @@ def plan(job: Preparation, images: Images) -> dict[str, Any]:
 
 
 def claim(job: Preparation, wanted: dict[str, Any]) -> None:
-    """Makes the folder this plan's.
+    """Makes the folder this plan's; of processes that start together, the first one's.
 
     Raises:
-      UserError: it belongs to another plan.
+      UserError: it belongs to another plan, or cannot be made.
     """
-    (job.out / REPORTS).mkdir(parents=True, exist_ok=True)
+    try:
+        (job.out / REPORTS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={job.out}: cannot be made a folder: {error.strerror}") from error
     path = job.out / PLAN
-    if path.exists():
-        found = json.loads(path.read_text())
-        differing = [key for key in wanted if found.get(key) != wanted[key]]
-        if differing:
-            key = differing[0]
-            brief = lambda value: value if len(str(value)) < 60 else "another"
-            raise UserError(
-                f"--out={job.out}: begun with {key}={brief(found.get(key))}, now {brief(wanted[key])}; "
-                "choose another folder or remove this one"
-            )
-        return
-    if any(job.out.glob(f"*{SUFFIXES[job.format]}")):
-        raise UserError(f"--out={job.out}: holds shards without a {PLAN}; choose another folder")
-    write_json(path, wanted)
+    # In this order: the other processes write their plan before their shards.
+    has_shards = any(job.out.glob(f"*{SUFFIXES[job.format]}"))
+    if not path.exists():
+        if has_shards:
+            raise UserError(f"--out={job.out}: holds shards without a {PLAN}; choose another folder")
+        write_json(path, wanted, overwrite=False)
+    found = read_json(path, "the plan of an encoding")
+    differing = [key for key in wanted if found.get(key) != wanted[key]]
+    if differing:
+        key, brief = differing[0], lambda value: value if len(str(value)) < 60 else "another"
+        raise UserError(
+            f"--out={job.out}: begun with {key}={brief(found.get(key))}, now {brief(wanted[key])}; "
+            "choose another folder or remove this one"
+        )
 
 
 def run(
@@ -152,18 +156,25 @@ def run(
       The manifest, or None while shards of other processes are missing.
 
     Raises:
-      UserError: the folder belongs to another run.
+      UserError: the folder belongs to another run, or a report in it is damaged.
       TooManyBadImages: more than the allowed share; the shards stay, the manifest is not written.
       OSError: the disk is full or failing; no partial file is left.
     """
     claim(job, plan(job, images))
     mine = shards(job, images, process_index, process_count)
     done = finished(job, mine)
-    for number, members in mine:
-        if not job.shard(number).exists():
-            _encode_shard(job, images, encode, number, members, lambda n, text: report(done + n, text), warn)
-            done += len(members)
-    return finish(job, images)
+    try:
+        for number, members in mine:
+            if not job.shard(number).exists():
+                _encode_shard(job, images, encode, number, members, lambda n, text: report(done + n, text), warn)
+                done += len(members)
+        return finish(job, images)
+    except FileNotFoundError:
+        # Another process may have done this one's work as well, and taken its partial file for a killed one's.
+        manifest = manifests.read(job.out)
+        if manifest is None:
+            raise
+        return manifest
 
 
 def shards(job: Preparation, images: Images, process_index: int = 0, process_count: int = 1) -> list[tuple[int, range]]:
@@ -239,35 +250,12 @@ def _encode_shard(
         write_json(job.report(number), outcome)
 
 
-def _write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray], labels: np.ndarray) -> None:
-    tensors = arrays | {"labels": labels}
-    signature = {key: (array.dtype.name, array.shape) for key, array in tensors.items()}
-    safetensors_format.write(path, signature, tensors.items())
-
-
-def _write_array_record(path: pathlib.Path, arrays: dict[str, np.ndarray], labels: np.ndarray) -> None:
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    # Groups of one make access to any record cheap; latents do not compress.
-    writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-    try:
-        for label, *latents in zip(labels, *(arrays[key] for key in KEYS), strict=True):
-            writer.write(label.astype("<i8").tobytes() + b"".join(one.astype("<f4").tobytes() for one in latents))
-    except RuntimeError as error:
-        raise OSError(" ".join(str(error).split())) from error
-    finally:
-        writer.close()
-
-
-WRITERS = {"safetensors": _write_safetensors, "array_record": _write_array_record}
-
-
 def finish(job: Preparation, images: Images) -> manifests.Manifest | None:
     """Statistics and manifest, once all shards are there; see `run`."""
     everyone = shards(job, images)
     if finished(job, everyone) < len(images):
         return None
-    outcomes = [json.loads(job.report(number).read_text()) for number, _ in everyone]
+    outcomes = [_outcome(job, number) for number, _ in everyone]
     skipped = tuple(one for outcome in outcomes for one in outcome["skipped"])
     examples = sum(outcome["shard"]["examples"] for outcome in outcomes)
     if len(skipped) > job.max_bad_share * len(images) or not examples:
@@ -275,9 +263,7 @@ def finish(job: Preparation, images: Images) -> manifests.Manifest | None:
             f"{len(skipped)} of {len(images)} images could not be read, allowed are --max-bad-share="
             f"{job.max_bad_share}: {', '.join(one['image'] for one in skipped[:3])}"
         )
-    moments = Moments.none(job.latent_shape[0])
-    for outcome in outcomes:
-        moments = moments.merge(Moments.from_json(outcome["moments"]))
+    moments = functools.reduce(Moments.merge, (outcome["moments"] for outcome in outcomes))
     with replacing(job.out / f"{STATISTICS}.npz") as partial, open(partial, "wb") as file:
         np.savez(file, **moments.arrays())
     if job.format == "array_record":
@@ -296,4 +282,18 @@ def finish(job: Preparation, images: Images) -> manifests.Manifest | None:
         skipped=skipped,
     )
     write_json(job.out / manifests.NAME, dataclasses.asdict(manifest))
+    manifests.remove_partial(job.out, job.out / REPORTS)
     return manifest
+
+
+def _outcome(job: Preparation, number: int) -> dict[str, Any]:
+    """A shard's report."""
+    path = job.report(number)
+    outcome = read_json(path, "the report of a shard")
+    try:
+        moments = Moments.from_json(outcome["moments"])
+        if not moments.mean.shape == moments.deviations.shape == job.latent_shape[:1]:
+            raise ValueError(f"moments of {moments.mean.size} channels")
+        return {key: outcome[key] for key in ("shard", "labels", "skipped")} | {"moments": moments}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not the report of a shard: {' '.join(str(error).split())}") from error

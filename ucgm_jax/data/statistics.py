@@ -72,16 +72,20 @@ def find(folder: pathlib.Path) -> pathlib.Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def load(path: pathlib.Path) -> Normalisation:
+def load(path: pathlib.Path, key: str = "data.statistics") -> Normalisation:
     """Reads {"mean", "std"} of shape (1, C, 1, 1) from .npz, .safetensors or PyTorch's .pt (which needs PyTorch).
+
+    Args:
+      path: of the file.
+      key: of the setting or flag that named it, for messages.
 
     Raises:
       UserError: the file is missing, cannot be read, or holds something else.
     """
     if not path.is_file():
-        raise UserError(f"data.statistics={path}: no such file")
+        raise UserError(f"{key}={path}: no such file")
     if path.suffix not in (".npz", ".safetensors", ".pt"):
-        raise UserError(f"data.statistics={path}: must end in .npz, .safetensors or .pt")
+        raise UserError(f"{key}={path}: must end in .npz, .safetensors or .pt")
     try:
         if path.suffix == ".npz":
             stored = dict(np.load(path))
@@ -95,8 +99,8 @@ def load(path: pathlib.Path) -> Normalisation:
             stored = {key: value.numpy() for key, value in torch.load(path, weights_only=True).items()}
         mean, std = (np.asarray(stored[key], np.float64).reshape(-1) for key in ("mean", "std"))
     except ImportError as error:
-        raise UserError(f"data.statistics={path}: reading .pt needs PyTorch") from error
+        raise UserError(f"{key}={path}: reading .pt needs PyTorch") from error
     except Exception as error:  # whatever a damaged file makes its reader say
-        raise UserError(f"data.statistics={path}: no latent statistics: {' '.join(str(error).split())}") from error
-    with user_errors(f"data.statistics={path}: "):
+        raise UserError(f"{key}={path}: no latent statistics: {' '.join(str(error).split())}") from error
+    with user_errors(f"{key}={path}: "):
         return Normalisation(tuple(mean.tolist()), tuple(std.tolist()))

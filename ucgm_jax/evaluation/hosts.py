@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from ucgm_jax import processes
+
 
 def gather(array: np.ndarray) -> np.ndarray:
     """The arrays of all hosts, (hosts, *shape), bit for bit, the same on every host.
@@ -15,6 +17,7 @@ def gather(array: np.ndarray) -> np.ndarray:
     array = np.ascontiguousarray(array)
     if jax.process_count() == 1:
         return array[None]
+    wait("gather")
     # As 32-bit words: JAX would round 64-bit numbers to 32 bits on the way.
     words = multihost_utils.process_allgather(array.reshape(-1).view(np.uint32))
     return np.ascontiguousarray(words).view(array.dtype).reshape(jax.process_count(), *array.shape)
@@ -22,5 +25,4 @@ def gather(array: np.ndarray) -> np.ndarray:
 
 def wait(reason: str) -> None:
     """Returns when every host has called it with the same reason."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(reason)
+    processes.barrier(reason)

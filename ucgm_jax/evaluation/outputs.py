@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from ucgm_jax.autoencoders import names, weights
+from ucgm_jax.autoencoders.interface import Autoencoder
 from ucgm_jax.autoencoders.normalisation import Normalisation
 from ucgm_jax.config import Settings
-from ucgm_jax.data import statistics
+from ucgm_jax.data import latents, statistics
 from ucgm_jax.errors import UserError, user_errors
 from ucgm_jax.training import sharding
 
@@ -37,6 +39,52 @@ def pixels(parameters: Tree, x: Array) -> Array:
     return jnp.clip((x + 1) / 2, 0.0, 1.0)
 
 
+def latents_of(settings: Settings, autoencoder: str) -> Settings:
+    """The settings with --autoencoder ("": as they are), whose latents the samples of a converted model are.
+
+    Raises:
+      UserError: no such autoencoder, or the settings say that the samples are something else.
+    """
+    if not autoencoder:
+        return settings
+    data, theirs = settings.data, settings.autoencoder.name
+    with user_errors("--"):
+        changed = dataclasses.replace(settings.autoencoder, name=autoencoder)
+    if data.name not in ("", "latents"):
+        raise UserError(f"--autoencoder={autoencoder}: is for latents, the model was trained on {data.name}")
+    if data.name and names.latents_name(autoencoder) != names.latents_name(theirs):
+        raise UserError(f"--autoencoder={autoencoder}: the model's samples are latents of {theirs}")
+    return dataclasses.replace(settings, data=dataclasses.replace(data, name="latents"), autoencoder=changed)
+
+
+def check_source(settings: Settings, source: Any) -> None:
+    """Refuses to train on latents of another autoencoder than the one that the checkpoint will name.
+
+    Raises:
+      UserError: data.path holds latents, and of another autoencoder than autoencoder.name.
+    """
+    ours, theirs = settings.autoencoder.name, getattr(source, "autoencoder", "")
+    if theirs and names.latents_name(ours) != names.latents_name(theirs):
+        raise UserError(f"autoencoder.name={ours!r}: data.path={settings.data.path} has latents of {theirs}")
+
+
+def _are_latents(settings: Settings, weights_path: str, statistics_path: str, key: str) -> bool:
+    """Whether samples have to be decoded; errors as in `decoder`."""
+    data = settings.data
+    if data.name == "latents":
+        return True
+    if data.size > 1 and data.channels not in (1, 3):
+        raise UserError(
+            f"--autoencoder: must be given for images: the model has {data.channels} channels and does not say whose "
+            "latents these are"
+        )
+    for flag, value in ((key, weights_path), ("--statistics", statistics_path)):
+        if value:
+            known = f"the model was trained on {data.name}" if data.name else "--autoencoder must say whose these are"
+            raise UserError(f"{flag}={value}: is for latents, {known}")
+    return False
+
+
 def decoder(
     settings: Settings,
     weights_path: str = "",
@@ -55,9 +103,9 @@ def decoder(
       key: of the flag or setting that names the weights, for messages.
 
     Raises:
-      UserError: weights or statistics are missing, or the autoencoder does not fit the network.
+      UserError: weights or statistics are missing, given but of no use, or do not fit the network.
     """
-    if settings.data.name != "latents":
+    if not _are_latents(settings, weights_path, statistics_path, key):
         return pixels, {}
     autoencoder = names.build(settings.autoencoder)
     if autoencoder.channels != settings.data.channels:
@@ -68,13 +116,11 @@ def decoder(
     weights_path = weights_path or settings.autoencoder.weights
     if autoencoder.family != "identity" and not weights_path:
         raise UserError(f"{key}: must be given for {autoencoder.name}, to make images of its latents")
+    if statistics_path and autoencoder.fixed_normalisation:
+        raise UserError(f"--statistics={statistics_path}: {autoencoder.name} has a normalisation of its own")
     normalisation = None if statistics_path else known
     if normalisation is None:
-        found = None
-        if autoencoder.fixed_normalisation is None:
-            found = statistics.load(_statistics_file(settings, statistics_path))
-        with user_errors("--statistics: "):
-            normalisation = autoencoder.normalisation(found)
+        normalisation = _normalisation(settings, autoencoder, statistics_path)
     parameters = weights.load(autoencoder, weights_path, key)
     return lambda parameters, x: autoencoder.decode(parameters, normalisation.invert(x)), parameters
 
@@ -93,11 +139,23 @@ def with_images(
       (parameters, samples x) -> {"x": x, "images": (B, H, W, 3) uint8}, and the parameters on the mesh; (None, None)
       where the data are no latents, so that samples stay as they are.
     """
+    decode, parameters = decoder(settings, **options)
     if settings.data.name != "latents":
         return None, None
-    decode, parameters = decoder(settings, **options)
     produce = lambda parameters, x: {"x": x, "images": to_uint8(decode(parameters, x), "nearest")}
     return produce, jax.device_put(parameters, sharding.replicated(mesh))
+
+
+def _normalisation(settings: Settings, autoencoder: Autoencoder, given: str) -> Normalisation:
+    """The autoencoder's own, or that of a statistics file; a folder of other latents is refused in either case."""
+    size, folder, found = settings.data.size, settings.data.path, None
+    if autoencoder.fixed_normalisation is None:
+        path = _statistics_file(settings, given)
+        folder, found = path.parent, statistics.load(path, "--statistics" if given else "data.statistics")
+    if folder:
+        latents.check_folder(pathlib.Path(folder), autoencoder.name, (autoencoder.channels, size, size))
+    with user_errors("--statistics: "):
+        return autoencoder.normalisation(found)
 
 
 def _statistics_file(settings: Settings, given: str) -> pathlib.Path:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ucgm_jax import config as config_module
 from ucgm_jax import sample
+from ucgm_jax.autoencoders import names as autoencoders
 from ucgm_jax.config import MeshSettings, Settings
 from ucgm_jax.data import manifest, sources
 from ucgm_jax.errors import UserError, user_errors
@@ -28,9 +29,9 @@ from ucgm_jax.training import checkpoints, sharding
 
 Tree = Any
 
-# What a config must have in common with the checkpoint that it is used with.
+# What a config must have in common with the checkpoint that it is used with, where neither leaves it open.
 SHARED = ("transport", "network.name", "network.hidden_size", "network.depth", "network.num_heads",
-          "data.size", "data.channels", "data.num_classes")  # fmt: skip
+          "data.name", "data.size", "data.channels", "data.num_classes")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +92,13 @@ def prepare(
     formats = _some(given.save, FORMATS, "--save")
     if given.rounding not in outputs.ROUNDING:
         raise UserError(f"--rounding={given.rounding}: must be one of {', '.join(outputs.ROUNDING)}")
-    if not 0 <= given.seed < 2**32:
-        raise UserError(f"--seed={given.seed}: must be from 0 to {2**32 - 1}")
     if given.batch_size < 0:
         raise UserError(f"--batch-size={given.batch_size}: must be at least 1")
     found, settings = _settings(given, config_arguments)
     metrics = _metrics(given.metrics, settings)
     count = settings.evaluation.samples
     network = _network(settings)
-    labels = choose_labels(given.labels, count, network.num_classes, given.seed)
+    labels = choose_labels(given.labels, count, network.num_classes, settings.seed)
     mesh = sharding.make_mesh(MeshSettings(), devices)
     batch_size = _batch_size(given.batch_size, count, mesh.size)
     has_images = network.shape[0] > 1
@@ -131,7 +130,7 @@ def prepare(
     )
     parameters = checkpoints.read_replicated(found, network, mesh, given.weights)
     plan = _plan(given, settings, found, generator, mesh) | measured.pop("plan")
-    return Evaluation(settings, generator, parameters, labels, given.seed, judge, formats, plan, measured)
+    return Evaluation(settings, generator, parameters, labels, settings.seed, judge, formats, plan, measured)
 
 
 def _some(text: str, allowed: tuple[str, ...], key: str) -> tuple[str, ...]:
@@ -152,13 +151,16 @@ def _settings(given: argparse.Namespace, config_arguments: list[str]) -> tuple[c
         settings = config_module.build(config)
         found = _at_step(given.checkpoint, settings.evaluation.step)
         settings = dataclasses.replace(settings, data=_shared(settings, found))
+    settings = outputs.latents_of(settings, given.autoencoder)
     sampler, guidance = sample.overrides(settings, given)
     changes = {"samples": given.samples, "reference": given.reference}
     with user_errors("--"):
         evaluation = dataclasses.replace(
             settings.evaluation, **{name: value for name, value in changes.items() if value is not None}
         )
-    return found, dataclasses.replace(settings, sampler=sampler, guidance=guidance, evaluation=evaluation)
+        seed = settings.seed if given.seed is None else given.seed
+        changed = {"sampler": sampler, "guidance": guidance, "evaluation": evaluation, "seed": seed}
+        return found, dataclasses.replace(settings, **changed)
 
 
 def _at_step(folder: str, step: int) -> checkpoints.Found:
@@ -176,8 +178,12 @@ def _shared(settings: Settings, found: checkpoints.Found) -> Any:
     """The config's data settings with the checkpoint's shape, after a look at all that both must agree in."""
     for key in SHARED:
         ours, theirs = (_get(one, key) for one in (settings, found.settings))
-        if ours != theirs and not (key.startswith("data.") and ours == 0):
+        if ours != theirs and not (key.startswith("data.") and (ours == 0 or theirs == "")):
             raise UserError(f"{key}={ours!r}: the checkpoint {found.folder} has {theirs!r}")
+    if found.settings.data.name == "latents":
+        ours, theirs = (one.autoencoder.name for one in (settings, found.settings))
+        if autoencoders.latents_name(ours) != autoencoders.latents_name(theirs):
+            raise UserError(f"autoencoder.name={ours!r}: the checkpoint {found.folder} has {theirs!r}")
     shape = {name: getattr(found.settings.data, name) for name in ("size", "channels", "num_classes")}
     return dataclasses.replace(settings.data, **shape)
 
@@ -263,7 +269,7 @@ def _plan(given, settings: Settings, found: checkpoints.Found, generator: Genera
     device = mesh.devices.flat[0]
     return {
         "--samples": settings.evaluation.samples,
-        "--seed": given.seed,
+        "--seed": settings.seed,
         "--labels": given.labels,
         "--rounding": given.rounding,
         "--save": given.save,

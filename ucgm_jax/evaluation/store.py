@@ -65,10 +65,12 @@ class Store:
             raise UserError(f"--out={self.out}: is not empty and holds no evaluation; name a new folder")
         hosts.wait("the plan was checked")
         if self._process == 0:
-            self._shards.mkdir(parents=True, exist_ok=True)
+            self.out.mkdir(parents=True, exist_ok=True)
+            manifest.write_json(path, self._plan)  # first: a folder without it is not gone on with
+            self._shards.mkdir(exist_ok=True)
+            manifest.remove_partial(self.out, self._shards)
             if "png" in self._formats:
                 (self.out / "images").mkdir(exist_ok=True)
-            manifest.write_json(path, self._plan)
         hosts.wait("the folder was made")
 
     def _check_plan(self, theirs: dict[str, Any]) -> None:
