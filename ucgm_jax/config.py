@@ -17,9 +17,10 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from ucgm_jax import errors
 from ucgm_jax.autoencoders.names import AutoencoderSettings
-from ucgm_jax.errors import UserError, at_least, check, interval, user_errors
+from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.method import checks
+from ucgm_jax.method.checks import at_least, check, interval
 from ucgm_jax.method.objective import ObjectiveSettings
 from ucgm_jax.method.sampler import SamplerSettings
 from ucgm_jax.networks.names import NetworkSettings
@@ -253,7 +254,7 @@ class Settings:
     expected: ExpectedSettings = ExpectedSettings()
 
     def __post_init__(self):
-        check(self, seed=errors.seed(self.seed))
+        check(self, seed=checks.seed(self.seed))
 
 
 def default_config() -> ml_collections.ConfigDict:

@@ -15,7 +15,9 @@ import numpy as np
 
 from ucgm_jax import errors, hosts
 from ucgm_jax.config import GuidanceSettings, MeshSettings, Settings
-from ucgm_jax.errors import UserError, at_least, check, make_room, user_errors
+from ucgm_jax.errors import UserError, make_room, user_errors
+from ucgm_jax.method import checks
+from ucgm_jax.method.checks import at_least, check
 
 
 def _numbers(count: int):
@@ -110,7 +112,7 @@ def main(argv: list[str]) -> int:
     if pathlib.Path(given.out).suffix not in (".png", ".npz"):
         raise UserError(f"--out={given.out}: must end in .png or .npz")
     with user_errors("--"):
-        check(given, seed=errors.seed(given.seed))
+        check(given, seed=checks.seed(given.seed))
         at_least(given, 0, "count", "batch_size")
     hosts.start(hosts.find(given_hosts))
     from ucgm_jax import processes

@@ -26,7 +26,8 @@ from ucgm_jax.data.latents import KEYS, LABELS
 from ucgm_jax.data.manifest import PLAN, replacing, write_json
 from ucgm_jax.data.shards import SUFFIXES, WRITERS
 from ucgm_jax.data.statistics import STATISTICS, Moments
-from ucgm_jax.errors import UserError, read_json, seed
+from ucgm_jax.errors import UserError, read_json
+from ucgm_jax.method.checks import seed
 
 # (images (b, S, S, 3) uint8, their places in the list (b,)) -> latents of them and of their mirrors, (b, C, h, w) each.
 Encode = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]

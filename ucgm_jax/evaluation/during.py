@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from ucgm_jax.config import Settings
 from ucgm_jax.data.sources import SMALL, Source
 from ucgm_jax.errors import UserError
-from ucgm_jax.evaluation import outputs
 from ucgm_jax.evaluation.generate import Generator, balanced_labels
 from ucgm_jax.evaluation.pixels import PixelJudge
 from ucgm_jax.method import transports
@@ -20,13 +19,11 @@ from ucgm_jax.networks.names import Network
 
 
 def check(settings: Settings, source: Source) -> None:
-    """Refuses settings whose samples would be of something else than the data, or a schedule that cannot be kept.
+    """Refuses a schedule that cannot be kept.
 
     Raises:
-      UserError: the data are latents of another autoencoder; or the data set is not one of the small built-in ones, or
-        there are too few samples.
+      UserError: the data set is not one of the small built-in ones, or there are too few samples.
     """
-    outputs.check_source(settings, source)
     train, dimension = settings.train, math.prod(source.shape)
     if not train.evaluate_every:
         return

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ucgm_jax.errors import at_least, check, interval, one_of
+from ucgm_jax.method.checks import at_least, check, interval, one_of
 from ucgm_jax.method.prediction import Prediction, expand_time, predict
 from ucgm_jax.method.transports import ANGULAR_FREQUENCY, Array, Transport
 

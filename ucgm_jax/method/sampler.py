@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ucgm_jax.errors import at_least, check
+from ucgm_jax.method.checks import at_least, check
 from ucgm_jax.method.prediction import Prediction
 from ucgm_jax.method.times import sampling_times
 from ucgm_jax.method.transports import Array, Transport

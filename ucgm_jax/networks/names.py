@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ucgm_jax.errors import at_least, check, one_of
+from ucgm_jax.method.checks import at_least, check, one_of
 from ucgm_jax.networks import attention, convolutions, edm2, layers, transformer, unet
 from ucgm_jax.networks.convolutions import UNetSettings
 from ucgm_jax.networks.functional import Functional, Parameters, Placement, placing

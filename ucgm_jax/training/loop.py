@@ -66,6 +66,7 @@ class Run:
         with user_errors():
             self.network = names.build(settings.network, self.source.shape, self.source.num_classes)
         sharding.check_network(self.network, self.mesh)
+        outputs.check_source(settings, self.source)
         during.check(settings, self.source)
         self.normalisation = getattr(self.source, "normalisation", None)
         self.images = (None, None)
@@ -175,10 +176,10 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Tra
     run, workdir = Run(config), pathlib.Path(workdir).absolute()
     settings = run.settings
     work_folder.check(workdir, run.config)
-    LOG.info(run.describe())
     # Made first: weights to start from that do not fit are found before anything is written.
     begun = processes.agree("begun" if (workdir / "checkpoints").is_dir() else "")
     state, position = None if begun else run.start(), 0
+    LOG.info(run.describe())
     work_folder.begin(workdir, run.config)
     saved = Checkpoints(workdir, settings.train.keep_checkpoints, run.normalisation)
     latest = saved.latest_step()
