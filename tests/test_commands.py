@@ -174,6 +174,17 @@ def test_sample_depends_on_its_seed_and_index_alone(workdir, tmp_path, monkeypat
     assert not np.allclose(other["x"], narrow["x"], atol=1e-2)
 
 
+@pytest.mark.parametrize("content", ["not json", "[1, 2]"])
+def test_a_damaged_checkpoint_is_one_line(content, tmp_path, monkeypatch, capsys):
+    (tmp_path / "ema").mkdir()
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "metadata").write_text(content)
+    flags = [f"--checkpoint={tmp_path}", f"--out={tmp_path / 'x.npz'}"]
+    code, text = call(sample.main, flags, monkeypatch, capsys)
+    assert code == 2 and text.count("\n") == 1
+    assert text.startswith(f"error: {tmp_path}/config/metadata: cannot be read as a checkpoint's config: ")
+
+
 @pytest.mark.slow
 def test_samples_of_two_processes_are_those_of_one(workdir, tmp_path):
     command = [sys.executable, "-m", "ucgm_jax.sample", f"--checkpoint={workdir}", "--labels=0-9", "--count=12",

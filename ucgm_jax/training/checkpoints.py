@@ -136,15 +136,14 @@ def find(folder: str | pathlib.Path, key: str = "--checkpoint") -> Found:
     config_file = candidate / "config" / "metadata"
     if not config_file.is_file() or not (candidate / "ema").is_dir():
         raise UserError(f"{key}={folder}: holds no checkpoint of ucgm_jax (a work folder, or one step of it)")
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        stored = reader.restore(candidate / "config")
-        latents = reader.restore(candidate / "latents") if (candidate / "latents").is_dir() else None
+    stored, latents_file = read_json(config_file, "a checkpoint's config"), candidate / "latents" / "metadata"
     settings = config_module.build(ml_collections.ConfigDict(stored))
     step = int(candidate.name) if candidate.name.isdecimal() else 0
-    return Found(candidate, step, settings, None if latents is None else _normalisation(latents))
+    return Found(candidate, step, settings, _normalisation(latents_file) if latents_file.is_file() else None)
 
 
-def _normalisation(stored: dict[str, Any]) -> Normalisation:
+def _normalisation(path: pathlib.Path) -> Normalisation:
+    stored = read_json(path, "the normalisation of latents", "mean", "std", "multiplier")
     return Normalisation(tuple(stored["mean"]), tuple(stored["std"]), stored["multiplier"])
 
 
