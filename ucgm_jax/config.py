@@ -346,7 +346,7 @@ def parse_flags(argv: list[str], **others: tuple[Any, str]) -> tuple[ml_collecti
       UserError: anything that cannot be read, in one line.
     """
     values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", flag_values=values)
+    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     for name, (default, text) in others.items():
         define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer}.get(type(default), flags.DEFINE_string)
         define(name, default, text, flag_values=values)

@@ -1,6 +1,8 @@
 """Encodes images into latents: python -m ucgm_jax.encode --images=DIR --autoencoder=NAME --weights=FILE --out=DIR.
 
 Started again after it was stopped, it goes on where it was. --images is a folder of class folders, or tfds:NAME@SPLIT.
+With --config=FILE [--config.key=value ...] it prepares what a config of a model of latents will read: the config's
+autoencoder and size, into its data.path.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ucgm_jax import errors
+from ucgm_jax import config, errors
+from ucgm_jax.autoencoders import names
 from ucgm_jax.errors import UserError, user_errors
 
 
@@ -21,16 +24,17 @@ def parser() -> argparse.ArgumentParser:
     """All flags."""
     result = errors.CommandParser(prog="python -m ucgm_jax.encode", description=__doc__)
     add = result.add_argument
+    add("--config", default="", help="of the model that is to read the latents: autoencoder, image size and folder")
     add("--images", default="", help="a folder of class folders, or tfds:NAME@SPLIT")
     add("--autoencoder", default="", help="published name, such as vavae_f16d32; idae_f1c3 keeps pixels")
     add("--weights", default="", help="its published file, a folder with it, or one of ucgm_jax.convert")
-    add("--out", required=True, help="folder for shards, latents_stats.npz and manifest.json")
-    add("--image-size", type=int, default=256)
+    add("--out", default="", help="folder for shards, latents_stats.npz and manifest.json")
+    add("--image-size", type=int, default=0, help="without a config 256")
     add("--format", default="safetensors", help="safetensors (the published layout) or array_record")
     add("--shard-size", type=int, default=4096, help="images a shard")
     add("--batch-size", type=int, default=64, help="images that the devices of a process encode at a time")
     add("--slice-batch", type=int, default=0, help="images at a time on the devices, where memory is short; 0: all")
-    add("--compute-dtype", default="float32", help="float32 or bfloat16")
+    add("--compute-dtype", default="", help="float32 (without a config) or bfloat16")
     add("--seed", type=int, default=0, help="of the posterior's samples, together with the image's place")
     add("--max-bad-share", type=float, default=0.001, help="of images that cannot be read; above, exit code 1")
     add("--threads", type=int, default=8, help="that read images")
@@ -38,6 +42,35 @@ def parser() -> argparse.ArgumentParser:
     add("--process-count", type=int, default=1, help="shards are dealt round to so many processes")
     add("--verify", action="store_true", help="only compare the shards of --out with their checksums")
     return result
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The flags of the command, with what a config says in place of those that were not given.
+
+    Raises:
+      UserError: unknown flags, or a config of a model that reads no latents.
+    """
+    given, overrides = parser().parse_known_args(argv[1:])
+    if not given.config and overrides:
+        raise UserError(f"{overrides[0]}: unknown flag")
+    if given.config:
+        run_config, _ = config.parse_flags([argv[0], f"--config={given.config}", *overrides])
+        settings = config.build(run_config)
+        if settings.data.name != "latents":
+            raise UserError(f"data.name={settings.data.name!r}: must be 'latents' in a config to prepare data for")
+        chosen = settings.autoencoder
+        given.autoencoder = given.autoencoder or chosen.name
+        given.weights = given.weights or chosen.weights
+        given.out = given.out or settings.data.path
+        given.image_size = given.image_size or settings.data.size * names.build(chosen).spatial_factor
+        given.slice_batch = given.slice_batch or chosen.slice_batch
+        given.compute_dtype = given.compute_dtype or chosen.compute_dtype
+    given.image_size = given.image_size or 256
+    given.compute_dtype = given.compute_dtype or "float32"
+    for name in ("out",) if given.verify else ("out", "images", "autoencoder"):
+        if not getattr(given, name):
+            raise UserError(f"--{name}: must be given")
+    return given
 
 
 def encoder(autoencoder, parameters, batch_size: int, seed: int):
@@ -100,17 +133,14 @@ def verify(out: pathlib.Path) -> int:
 
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
-    given = parser().parse_args(argv[1:])
+    given = parse(argv)
     out = pathlib.Path(given.out)
     if given.verify:
         return verify(out)
-    for name in ("images", "autoencoder"):
-        if not getattr(given, name):
-            raise UserError(f"--{name}: must be given")
     if not 0 <= given.process_index < given.process_count:
         raise UserError(f"--process-index={given.process_index}: must be from 0 to {given.process_count - 1}")
 
-    from ucgm_jax.autoencoders import names, weights
+    from ucgm_jax.autoencoders import weights
     from ucgm_jax.data import images, manifest, preparation
     from ucgm_jax.training.metrics import Progress
 

@@ -235,9 +235,27 @@ def test_the_command(tmp_path, capsys):
         encode.main(["encode", f"--out={tmp_path / 'out'}", "--verify"])
 
 
+def test_a_config_says_which_latents_its_model_reads(tmp_path, folder):
+    out = tmp_path / "out"
+    of_config = ["--config=configs/base.py", "--config.data.name=latents", f"--config.data.path={out}",
+                 "--config.autoencoder.name=idae_f1c3", "--config.data.size=16"]  # fmt: skip
+    assert encode.main(["encode", f"--images={folder.folder}", "--batch-size=8", *of_config]) == 0
+    found = manifest.read(out)
+    assert (found.autoencoder, found.image_size, found.latent_shape) == ("idae_f1c3", 16, (3, 16, 16))
+    assert encode.main(["encode", "--verify", *of_config]) == 0
+    published = encode.parse(["encode", "--images=tfds:imagenet2012@train", "--compute-dtype=bfloat16",
+                              "--config=configs/training_multi_steps/in1k512_tit_xl_dcae.py"])  # fmt: skip
+    assert (published.autoencoder, published.image_size) == ("dcae_f32c32", 512)
+    assert (published.out, published.compute_dtype) == ("buffers/data/dcae_f32c32/train_512", "bfloat16")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--config=configs/digits.py"], "data.name='digits': must be 'latents' in a config to prepare data for"),
+        (["--config=configs/base.py", "--config.data.siez=3"], "--config: unknown key: .*siez"),
+        (["--config=nowhere.py"], "--config: .*nowhere.py"),
+        (["--config.data.size=3"], "--config.data.size=3: unknown flag"),
         (["--autoencoder=idae"], "must be one of sdvae_f8c4"),
         (["--autoencoder=vavae_f16d32", "--image-size=250"], "image_size=250: must be a multiple of 16"),
         (["--autoencoder=vavae_f16d32"], "--weights: must be given for vavae_f16d32"),
