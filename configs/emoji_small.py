@@ -1,4 +1,4 @@
-"""The emoji at 32 x 32 with a small TiT: most of an hour on two CPU cores."""
+"""The emoji at 32 x 32 with a small TiT: 32 minutes on two CPU cores."""
 
 from configs import emoji
 

@@ -2,7 +2,7 @@
 # Fetches the emoji (npm's emoji-datasource-twitter, artwork CC-BY 4.0), makes class folders of them, trains a model in
 # pixel space and leaves runs/emoji/samples.png. Needs Python 3.11 or newer and npm.
 #
-#   bash launch/emoji.sh           configs/emoji_small.py: 32 x 32, most of an hour on two CPU cores
+#   bash launch/emoji.sh           configs/emoji_small.py: 32 x 32, 32 minutes on two CPU cores
 #   bash launch/emoji.sh emoji     configs/emoji.py: 64 x 64, for a GPU
 #
 # Further arguments go to ucgm_jax.train. EMOJI_PACKAGE names a tarball that is already here.
