@@ -179,7 +179,7 @@ def main(argv: list[str]) -> int:
         return 1
     except OSError as error:
         print(f"error: {error.filename or out}: {error.strerror or error}", file=sys.stderr)
-        return 1
+        return 2
     finally:
         progress.close()
     if result is None:

@@ -182,7 +182,7 @@ def test_both_formats_hold_the_same_examples(tmp_path, folder):
     np.testing.assert_array_equal(batches[0]["x"][2], batches[0]["x"][3][:, ::-1])
 
 
-def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path, folder, monkeypatch):
+def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path, folder, monkeypatch, capsys):
     real = os.fsync
 
     def full(descriptor):
@@ -195,6 +195,10 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path, folder, monkeypat
         run(tmp_path / "out", folder)
     found = sorted(path.name for path in (tmp_path / "out").glob("latents*"))
     assert found == ["latents_00000.safetensors", "latents_00001.safetensors"]
+    flags = ["--autoencoder=idae_f1c3", "--image-size=16", "--batch-size=8", "--shard-size=4"]
+    assert encode.main(["encode", f"--images={folder.folder}", f"--out={tmp_path / 'command'}", *flags]) == 2
+    assert f"error: {tmp_path / 'command'}: No space left on device" in capsys.readouterr().err
+    assert not (tmp_path / "command" / "manifest.json").exists()
     monkeypatch.undo()
     assert run(tmp_path / "out", folder).examples == 18
 
