@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.commands import call
 from tests.training import processes
 from tests.training.small import small_config
-from ucgm_jax import errors, export, sample, train
+from ucgm_jax import export, sample, train
 from ucgm_jax.training import loop
 
 
@@ -24,14 +25,6 @@ def workdir(tmp_path_factory):
     changes = {"train__profile_from": 2, "train__profile_steps": 1, "optimizer__learning_rate": 1e-2}
     loop.train(small_config(train__steps=8, train__sample_every=8, **changes), folder)
     return folder
-
-
-def call(main, arguments, monkeypatch, capsys):
-    """Exit code and stderr of a command."""
-    monkeypatch.setattr("sys.argv", ["command", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        errors.run(main)
-    return stop.value.code, capsys.readouterr().err
 
 
 CONFIG = "--config=configs/digits.py"

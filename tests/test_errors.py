@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.commands import call
 from ucgm_jax import errors
 
 
@@ -31,16 +32,9 @@ def test_json_is_read(tmp_path):
     assert errors.read_json(tmp_path / "plan.json", "a plan") == {"steps": [1, 2]}
 
 
-def stop(main, capsys):
-    """Exit code and stderr of a command."""
-    with pytest.raises(SystemExit) as stopped:
-        errors.run(main)
-    return stopped.value.code, capsys.readouterr().err
-
-
-def test_a_path_that_the_system_refuses_is_one_line(tmp_path, capsys):
+def test_a_path_that_the_system_refuses_is_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("mine")
-    code, text = stop(lambda argv: (tmp_path / "file" / "x.npz").write_text("x"), capsys)
+    code, text = call(lambda argv: (tmp_path / "file" / "x.npz").write_text("x"), [], monkeypatch, capsys)
     assert code == 2 and text == f"error: {tmp_path / 'file' / 'x.npz'}: Not a directory\n"
 
 

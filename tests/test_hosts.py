@@ -92,10 +92,9 @@ def test_what_is_missing_is_named(environment, flags, message):
         find(environment, *flags)
 
 
-def test_dry_run_says_what_would_start_and_writes_nothing(tmp_path, monkeypatch, capsys):
+def test_dry_run_says_what_would_start_and_writes_nothing(tmp_path, capsys):
     def call(*arguments):
-        monkeypatch.setattr("sys.argv", [*command, *several, *arguments])  # overrides are read from there
-        return train.main(sys.argv)
+        return train.main([*command, *several, *arguments])
 
     command = ["train", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}", "--dry-run"]
     several = ["--coordinator=first:8476", "--process-index=3", "--process-count=4"]

@@ -28,6 +28,7 @@ from ucgm_jax.config import DataSettings, Settings
 from ucgm_jax.conversion import families, files, optimizers, store, tables
 from ucgm_jax.errors import UserError, user_errors
 from ucgm_jax.method import transports
+from ucgm_jax.method.checks import at_least
 from ucgm_jax.networks.names import Network, NetworkSettings, build
 
 # The transport that a family's published weights were trained with.
@@ -67,11 +68,9 @@ def settings_of(given: argparse.Namespace) -> Settings:
     for name in ("network", "size", "channels", "num_classes"):
         if getattr(given, name) is None:
             raise UserError(f"--{name.replace('_', '-')}: must be given with --from={given.source}")
-    for name in ("size", "channels", "num_classes"):
-        if getattr(given, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')}={getattr(given, name)}: must be at least 1")
     shape = {name: getattr(given, name) for name in ("hidden_size", "depth", "num_heads", "encoder_depth")}
     with user_errors("--"):
+        at_least(given, 1, "size", "channels", "num_classes")
         network = NetworkSettings(given.network, **shape)
     family = network_of(Settings(data=data_settings(given), network=network)).family
     transport = given.transport or FAMILY_TRANSPORTS.get(family, "Linear")

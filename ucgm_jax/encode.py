@@ -15,8 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ucgm_jax import config, errors
-from ucgm_jax.autoencoders import names
+from ucgm_jax import errors
 from ucgm_jax.errors import UserError, user_errors
 
 
@@ -29,12 +28,12 @@ def parser() -> argparse.ArgumentParser:
     add("--autoencoder", default="", help="published name, such as vavae_f16d32; idae_f1c3 keeps pixels")
     add("--weights", default="", help="its published file, a folder with it, or one of ucgm_jax.convert")
     add("--out", default="", help="folder for shards, latents_stats.npz and manifest.json")
-    add("--image-size", type=int, default=0, help="without a config 256")
+    add("--image-size", type=int, default=256)
     add("--format", default="safetensors", help="safetensors (the published layout) or array_record")
     add("--shard-size", type=int, default=4096, help="images a shard")
     add("--batch-size", type=int, default=64, help="images that the devices of a process encode at a time")
     add("--slice-batch", type=int, default=0, help="images at a time on the devices, where memory is short; 0: all")
-    add("--compute-dtype", default="", help="float32 (without a config) or bfloat16")
+    add("--compute-dtype", default="float32", help="float32 or bfloat16")
     add("--seed", type=int, default=0, help="of the posterior's samples, together with the image's place")
     add("--max-bad-share", type=float, default=0.001, help="of images that cannot be read; above, exit code 1")
     add("--threads", type=int, default=8, help="that read images")
@@ -50,27 +49,37 @@ def parse(argv: list[str]) -> argparse.Namespace:
     Raises:
       UserError: unknown flags, or a config of a model that reads no latents.
     """
-    given, overrides = parser().parse_known_args(argv[1:])
-    if not given.config and overrides:
-        raise UserError(f"{overrides[0]}: unknown flag")
+    flags = parser()
+    given, overrides = flags.parse_known_args(argv[1:])
     if given.config:
-        run_config, _ = config.parse_flags([argv[0], f"--config={given.config}", *overrides])
-        settings = config.build(run_config)
-        if settings.data.name != "latents":
-            raise UserError(f"data.name={settings.data.name!r}: must be 'latents' in a config to prepare data for")
-        chosen = settings.autoencoder
-        given.autoencoder = given.autoencoder or chosen.name
-        given.weights = given.weights or chosen.weights
-        given.out = given.out or settings.data.path
-        given.image_size = given.image_size or settings.data.size * names.build(chosen).spatial_factor
-        given.slice_batch = given.slice_batch or chosen.slice_batch
-        given.compute_dtype = given.compute_dtype or chosen.compute_dtype
-    given.image_size = given.image_size or 256
-    given.compute_dtype = given.compute_dtype or "float32"
+        flags.set_defaults(**of_config([argv[0], f"--config={given.config}", *overrides]))
+        given, _ = flags.parse_known_args(argv[1:])
+    elif overrides:
+        raise UserError(f"{overrides[0]}: unknown flag")
     for name in ("out",) if given.verify else ("out", "images", "autoencoder"):
         if not getattr(given, name):
             raise UserError(f"--{name}: must be given")
     return given
+
+
+def of_config(arguments: list[str]) -> dict[str, str | int]:
+    """The flags that a config stands for; errors as in `parse`."""
+    from ucgm_jax import config
+    from ucgm_jax.autoencoders import names
+
+    run_config, _ = config.parse_flags(arguments)
+    settings = config.build(run_config)
+    data, autoencoder = settings.data, settings.autoencoder
+    if data.name != "latents":
+        raise UserError(f"data.name={data.name!r}: must be 'latents' in a config to prepare data for")
+    return {
+        "autoencoder": autoencoder.name,
+        "weights": autoencoder.weights,
+        "out": data.path,
+        "image_size": data.size * names.build(autoencoder).spatial_factor,
+        "slice_batch": autoencoder.slice_batch,
+        "compute_dtype": autoencoder.compute_dtype,
+    }
 
 
 def encoder(autoencoder, parameters, batch_size: int, seed: int):
@@ -140,7 +149,7 @@ def main(argv: list[str]) -> int:
     if not 0 <= given.process_index < given.process_count:
         raise UserError(f"--process-index={given.process_index}: must be from 0 to {given.process_count - 1}")
 
-    from ucgm_jax.autoencoders import weights
+    from ucgm_jax.autoencoders import names, weights
     from ucgm_jax.data import images, manifest, preparation
     from ucgm_jax.training.metrics import Progress
 
@@ -178,7 +187,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {error.filename or out}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {error.filename or out}: {errors.reason(error)}", file=sys.stderr)
         return 2
     finally:
         progress.close()

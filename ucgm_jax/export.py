@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from ucgm_jax import errors, exported, sample
-from ucgm_jax.errors import UserError
+from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.method.checks import at_least
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -82,8 +83,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--out={given.out}: must end in .npz")
     if not set(platforms) <= set(PLATFORMS):
         raise UserError(f"--platforms={given.platforms}: must be some of {','.join(PLATFORMS)}")
-    if given.batch_size < 1:
-        raise UserError(f"--batch-size={given.batch_size}: must be at least 1")
+    with user_errors("--"):
+        at_least(given, 1, "batch_size")
     import jax
 
     from ucgm_jax.config import MeshSettings

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from configs.sampling_multi_steps import in1k256_lightningdit_xl_vavae_relinear as vavae_row
+from tests.commands import call
 from tests.training.small import small_config
 from ucgm_jax import config, errors, evaluate, sample
 from ucgm_jax.data import sources
@@ -203,11 +204,9 @@ MISTAKES = [
 
 def refused(given, monkeypatch, capsys):
     """The one line on stderr of a command that ends with exit code 2."""
-    monkeypatch.setattr("sys.argv", ["evaluate", *given])
-    with pytest.raises(SystemExit) as stop:
-        errors.run(evaluate.main)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line]
-    assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+    code, text = call(evaluate.main, given, monkeypatch, capsys)
+    lines = [line for line in text.splitlines() if line]
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
 
 
@@ -290,10 +289,9 @@ def test_sampling_pixels_refuses_what_decodes_latents(flag, workdir, tmp_path):
         assert not (tmp_path / name).exists()
 
 
-def test_the_seed_is_the_config_s_unless_given(workdir, tmp_path, monkeypatch):
+def test_the_seed_is_the_config_s_unless_given(workdir, tmp_path):
     network = ["name=TiT-S/4", "hidden_size=16", "depth=2", "num_heads=2"]
     config_flags = ["--config=configs/digits.py", "--config.seed=7", *(f"--config.network.{one}" for one in network)]
-    monkeypatch.setattr("sys.argv", ["evaluate", *config_flags])  # where absl looks for overrides
     for flags, seed in ([], 7), (["--seed=3"], 3):
         given = evaluate.parser().parse_args(arguments(workdir, tmp_path, "--metrics=none", "--labels=random", *flags))
         evaluation = prepare.prepare(given, config_flags)

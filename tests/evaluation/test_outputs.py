@@ -148,7 +148,7 @@ def test_a_folder_of_another_autoencoder_is_refused(trained, converted, tmp_path
     sample.main(["sample", f"--checkpoint={converted}", f"--out={tmp_path / 'x.png'}", "--count=8", *flags])
 
 
-def test_a_config_of_another_autoencoder_is_refused(trained, tmp_path, monkeypatch):
+def test_a_config_of_another_autoencoder_is_refused(trained, tmp_path):
     network = ["name=TiT-S/4", "hidden_size=16", "depth=1", "num_heads=2"]
     changes = ["data.name=latents", "autoencoder.name=e2evavae_f16d32", *(f"network.{one}" for one in network)]
     config_flags = ["--config=configs/base.py", *(f"--config.{change}" for change in changes)]
@@ -157,7 +157,6 @@ def test_a_config_of_another_autoencoder_is_refused(trained, tmp_path, monkeypat
         ([], "autoencoder.name='e2evavae_f16d32': the checkpoint .* has 'vavae_f16d32'"),
         (["--config.data.name=images"], "data.name='images': the checkpoint .* has 'latents'"),
     ):
-        monkeypatch.setattr("sys.argv", ["evaluate", *config_flags, *more])  # where absl looks for overrides
         with pytest.raises(UserError, match=message):
             prepare.prepare(given, [*config_flags, *more])
 

@@ -94,7 +94,6 @@ def dry_run(monkeypatch, capsys):
         assert command[1:3] == ["-m", "ucgm_jax.train"]
         argv = ["train", *command[3:], *["--dry-run"] * ("--dry-run" not in command)]
         with monkeypatch.context() as patch:
-            patch.setattr("sys.argv", argv)  # overrides are read from there
             for name, value in environment.items():
                 patch.setenv(name, value)
             assert train.main(argv) == 0

@@ -26,8 +26,8 @@ from ucgm_jax.data.latents import KEYS, LABELS
 from ucgm_jax.data.manifest import PLAN, replacing, write_json
 from ucgm_jax.data.shards import SUFFIXES, WRITERS
 from ucgm_jax.data.statistics import STATISTICS, Moments
-from ucgm_jax.errors import UserError, read_json
-from ucgm_jax.method.checks import seed
+from ucgm_jax.errors import UserError, read_json, user_errors
+from ucgm_jax.method.checks import at_least, check, seed
 
 # (images (b, S, S, 3) uint8, their places in the list (b,)) -> latents of them and of their mirrors, (b, C, h, w) each.
 Encode = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -71,17 +71,11 @@ class Preparation:
     threads: int = 8
 
     def __post_init__(self):
-        rules = {
-            "shard_size": (self.shard_size >= 1, "at least 1"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "threads": (self.threads >= 1, "at least 1"),
-            "seed": seed(self.seed),
-            "format": (self.format in SUFFIXES, f"one of {', '.join(SUFFIXES)}"),
-            "max_bad_share": (0 <= self.max_bad_share <= 1, "from 0 to 1"),
-        }
-        for name, (valid, allowed) in rules.items():
-            if not valid:
-                raise UserError(f"--{name.replace('_', '-')}={getattr(self, name)}: must be {allowed}")
+        if self.format not in SUFFIXES:
+            raise UserError(f"--format={self.format}: must be one of {', '.join(SUFFIXES)}")
+        with user_errors("--"):
+            at_least(self, 1, "shard_size", "batch_size", "threads")
+            check(self, seed=seed(self.seed), max_bad_share=(0 <= self.max_bad_share <= 1, "from 0 to 1"))
 
     def shard(self, number: int) -> pathlib.Path:
         """The path of a shard."""

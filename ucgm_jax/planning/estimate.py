@@ -9,14 +9,6 @@ from ucgm_jax.planning.chips import GIB, Chip
 from ucgm_jax.planning.collectives import Collective
 from ucgm_jax.planning.program import Compiled
 
-ASSUMPTIONS = (
-    "matrix products at the chip's peak bfloat16 rate",
-    "every byte of state and of temporaries is read once and written once, at the full memory bandwidth",
-    "collectives as rings over all links at once, at the full interconnect bandwidth; no latency",
-    "between 'overlapped' (the slowest of the three alone) and 'in turn' (their sum); a real run is between or above",
-)
-BETWEEN_HOSTS = "those whose rings reach over hosts at no more than {:.0f} GB/s for each GPU of the ring in a host"
-
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -58,12 +50,18 @@ def bandwidth(one: Collective, chip: Chip) -> float:
 
 def assumptions(compiled: Compiled, chip: Chip) -> tuple[str, ...]:
     """What the estimate takes for granted, and where the program is another than the one that would run."""
-    some = list(ASSUMPTIONS)
-    if any(one.crossing for one in compiled.collectives):
-        some.insert(3, BETWEEN_HOSTS.format(chip.network / 1e9))
-    if compiled.passes > 1:
-        some[1] = some[1].replace(",", f" for each of {compiled.passes} evaluations of the network,")
-    return (*some, *compiled.notes)
+    passes = f" for each of {compiled.passes} evaluations of the network" if compiled.passes > 1 else ""
+    rate = f"{chip.network / 1e9:.0f} GB/s for each GPU of the ring in a host"
+    crossing = any(one.crossing for one in compiled.collectives)
+    return (
+        "matrix products at the chip's peak bfloat16 rate",
+        f"every byte of state and of temporaries is read once and written once{passes}, at the full memory bandwidth",
+        "collectives as rings over all links at once, at the full interconnect bandwidth; no latency",
+        *([f"those whose rings reach over hosts at no more than {rate}"] if crossing else []),
+        "between 'overlapped' (the slowest of the three alone) and 'in turn' (their sum); a real run is between or "
+        "above",
+        *compiled.notes,
+    )
 
 
 def collective_table(compiled: Compiled, chip: Chip) -> list[dict[str, Any]]:

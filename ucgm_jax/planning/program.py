@@ -105,8 +105,10 @@ def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) 
         if getattr(state, name) is not None
     }
     memory["batch"] = sharding.bytes_per_device(batch, jax.tree.map(lambda _: split, batch))
-    policies = (settings.network.remat, "none")
-    computed, model = (_operations(settings, policy, optimizer, state, batch) for policy in policies)
+    operations = {
+        policy: _operations(settings, policy, optimizer, state, batch) for policy in {settings.network.remat, "none"}
+    }
+    computed, model = operations[settings.network.remat], operations["none"]
     start = time.monotonic(), time.process_time()
     with traced_for(chip):
         lowered = step.lower(_at(state, placed), _at(batch, jax.tree.map(lambda _: split, batch)))
