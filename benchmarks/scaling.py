@@ -88,11 +88,11 @@ def main(argv: list[str]) -> int:
     jax.config.update("jax_num_cpu_devices", 8)
     kept = json.loads(pathlib.Path(given.out).read_text())["rows"] if pathlib.Path(given.out).exists() else []
     rows = [row for row in kept if given.only not in row["case"]]
-    for case, (changes, meshes) in CASES.items():
+    for case, (changes, shapes) in CASES.items():
         if given.only not in case:
             continue
         reference = None
-        for shape in meshes:
+        for shape in shapes:
             losses, seconds, compiling = train(changes, shape, given.steps)
             reference = reference or losses
             difference = float(np.max(np.abs(np.divide(losses, reference) - 1)))
