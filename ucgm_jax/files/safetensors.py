@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import ml_dtypes
 import numpy as np
 
-from ucgm_jax.conversion.tables import ConversionError
+from ucgm_jax.errors import UserError
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -38,7 +38,7 @@ class SafetensorsFile(Mapping):
     The arrays may be written to; that changes no file.
 
     Raises:
-      ConversionError: the file is not of this format, or is truncated.
+      UserError: the file is not of this format, or is truncated.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -48,18 +48,18 @@ class SafetensorsFile(Mapping):
             length = int.from_bytes(file.read(8), "little")
             self.start = 8 + length
             if size < 8 or self.start > size:
-                raise ConversionError(f"{self.path}: truncated, or not a .safetensors file")
+                raise UserError(f"{self.path}: truncated, or not a .safetensors file")
             try:
                 self.entries = json.loads(file.read(length))
                 self.metadata = self.entries.pop("__metadata__", {})
                 end = max((entry["data_offsets"][1] for entry in self.entries.values()), default=0)
                 unknown = {entry["dtype"] for entry in self.entries.values()} - DTYPES.keys()
             except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
-                raise ConversionError(f"{self.path}: not a .safetensors file") from error
+                raise UserError(f"{self.path}: not a .safetensors file") from error
         if unknown:
-            raise ConversionError(f"{self.path}: dtype {min(unknown)}, must be one of {', '.join(DTYPES)}")
+            raise UserError(f"{self.path}: dtype {min(unknown)}, must be one of {', '.join(DTYPES)}")
         if self.start + end > size:
-            raise ConversionError(f"{self.path}: truncated: {size} bytes, must be {self.start + end}")
+            raise UserError(f"{self.path}: truncated: {size} bytes, must be {self.start + end}")
 
     def __getitem__(self, key: str) -> np.ndarray:
         entry = self.entries[key]
