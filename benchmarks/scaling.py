@@ -57,7 +57,7 @@ def train(changes: dict, shape: tuple[int, int, int], steps: int) -> tuple[list[
     settings = config_module.build(small_config(**{**depth, **changes, **mesh_changes}))
     mesh = meshes.make_mesh(settings.mesh, jax.devices()[: math.prod(shape)])
     source = sources.build(settings.data)
-    network = names.build(settings.network, source.shape, source.num_classes)
+    network = names.build(settings.network, source.spec.shape, source.spec.num_classes)
     optimizer = optimizers.build(settings.optimizer)
     abstract = state_module.abstract(network, optimizer, settings.objective)
     shardings = state_module.shardings(abstract, optimizer, mesh)
