@@ -37,6 +37,7 @@ setup(
         "torch": ["torch>=2.11"],
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],
-        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.14"],
+        "tfds": ["tensorflow>=2.18"],  # to prepare those data sets of TFDS whose own code needs it
+        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.14"],
     },
 )

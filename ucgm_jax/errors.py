@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pathlib
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -60,15 +61,41 @@ def read_json(path: pathlib.Path, what: str, *keys: str) -> dict[str, Any]:
       UserError: it cannot be read, or holds something else.
     """
     try:
-        value = json.loads(path.read_text())
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a file")
+        if status.st_size > JSON_BYTES:
+            raise ValueError(f"has {status.st_size} bytes, may have {JSON_BYTES}")
+        value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError(f"holds {type(value).__name__}, must hold an object")
+        _check_depth(value)
         missing = [key for key in keys if key not in value]
         if missing:
             raise ValueError(f"lacks {', '.join(missing)}")
+    except RecursionError as error:
+        raise UserError(f"{path}: cannot be read as {what}: nested more than {JSON_DEPTH} deep") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as {what}: {' '.join(str(error).split())}") from error
     return value
+
+
+# More than any file of ours has; what walks over a value may then do so by recursion.
+JSON_BYTES, JSON_DEPTH = 2**28, 64
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(JSON_DEPTH):
+        level = [
+            below
+            for one in level
+            if isinstance(one, (dict, list))
+            for below in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return
+    raise ValueError(f"nested more than {JSON_DEPTH} deep")
 
 
 def reason(error: OSError) -> str:

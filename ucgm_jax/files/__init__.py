@@ -1,0 +1,1 @@
+"""Files: whole or absent when written, distrusted when read."""
