@@ -33,7 +33,7 @@ class _Rows:
         # Shuffled anew in every epoch, as a whole: one place at a time would take as long as reading what lies there.
         order = lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(source))
         self._order = functools.lru_cache(2)(order)
-        self._unreadable, self._lock = set(), threading.Lock()
+        self._unreadable, self._too_many, self._lock = set(), "", threading.Lock()
 
     def __len__(self) -> int:
         return sys.maxsize // self._batch_size - self._first_step
@@ -59,9 +59,9 @@ class _Rows:
         So the same examples come again after a resume, and whatever the number of processes.
         """
         drawn = np.zeros(len(indices), int)
-        while True:
+        while not self._too_many:
             for row in [row for row, index in enumerate(indices.tolist()) if index in self._unreadable]:
-                while int(indices[row]) in self._unreadable:
+                while int(indices[row]) in self._unreadable and not self._too_many:
                     drawn[row] += 1  # from 1: NumPy's seed (a, b, 0) is that of (a, b)
                     random = np.random.default_rng((self._seed, int(positions[row]), int(drawn[row])))
                     indices[row] = random.integers(len(self._source))
@@ -69,13 +69,10 @@ class _Rows:
                 return self._source.read(indices, flip) | {"index": indices}
             except Unreadable as error:
                 self._note(error)
+        raise UserError(self._too_many)
 
     def _note(self, error: Unreadable) -> None:
-        """Counts examples that cannot be read, and warns of each once.
-
-        Raises:
-          UserError: there are more of them than the source allows.
-        """
+        """Counts examples that cannot be read, and warns of each once, up to as many as the source allows."""
         share, total = self._source.max_bad_share, len(self._source)
         with self._lock:
             for index, reason in error.reasons.items():
@@ -84,7 +81,8 @@ class _Rows:
                 self._unreadable.add(index)
                 count = len(self._unreadable)
                 if count > share * total or count == total:
-                    raise UserError(f"{reason} ({count} of {total}, allowed are data.max_bad_share={share})") from error
+                    self._too_many = f"{reason} ({count} of {total}, allowed are data.max_bad_share={share})"
+                    return
                 LOG.warning("skipped %s (%d of %d so far)", reason, count, total)
 
 
