@@ -70,6 +70,7 @@ def export(generator: Any, parameters: Any, facts: dict[str, Any], platforms: tu
     arrays = {f"fixed_{number:04d}": np.asarray(array) for number, array in enumerate(fixed)}
     arrays |= {name: np.frombuffer(one.serialize(), np.uint8) for name, one in programs.items()}
     arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    arrays[exported.CHECKSUM] = exported.checksum(arrays)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
