@@ -22,7 +22,8 @@ from tests.training.small import small_config
 from ucgm_jax import config as config_module
 from ucgm_jax.data import pipeline, sources
 from ucgm_jax.networks import names
-from ucgm_jax.training import optimizers, sharding
+from ucgm_jax.parallel import meshes
+from ucgm_jax.training import optimizers
 from ucgm_jax.training import state as state_module
 from ucgm_jax.training.step import compile_step
 
@@ -54,7 +55,7 @@ def train(changes: dict, shape: tuple[int, int, int], steps: int) -> tuple[list[
     depth = {"network__depth": 1} if "network__num_heads" in changes else {}
     mesh_changes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), shape, strict=True))
     settings = config_module.build(small_config(**{**depth, **changes, **mesh_changes}))
-    mesh = sharding.make_mesh(settings.mesh, jax.devices()[: math.prod(shape)])
+    mesh = meshes.make_mesh(settings.mesh, jax.devices()[: math.prod(shape)])
     source = sources.build(settings.data)
     network = names.build(settings.network, source.shape, source.num_classes)
     optimizer = optimizers.build(settings.optimizer)
@@ -63,7 +64,7 @@ def train(changes: dict, shape: tuple[int, int, int], steps: int) -> tuple[list[
     create = lambda key: state_module.create(network.init(key), None, optimizer, settings.objective)
     state = jax.jit(create, out_shardings=shardings)(jax.random.key(1))
     host = pipeline.batches(source, batch_size=settings.train.batch_size, seed=0)
-    batches = pipeline.to_devices(host, sharding.batch_sharding(mesh))
+    batches = pipeline.to_devices(host, meshes.batch_sharding(mesh))
     start = time.monotonic()
     step = compile_step(settings, network, optimizer, mesh, shardings).lower(state, next(batches)).compile()
     compiling = time.monotonic() - start

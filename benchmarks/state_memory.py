@@ -34,12 +34,13 @@ def child(phase: str, workdir: str, index: int, count: int, port: int) -> None:
     """One process: makes and saves the state, or restores it; prints peaks in MB over what it had before."""
     import jax
 
-    from ucgm_jax.training import checkpoints, loop
+    from ucgm_jax.checkpoints import reading
+    from ucgm_jax.training import loop
 
     if count > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
     run = loop.Run(small_config(**CONFIG, mesh__fsdp=count, mesh__data=1))
-    saved = checkpoints.Checkpoints(pathlib.Path(workdir), 1)
+    saved = reading.Checkpoints(pathlib.Path(workdir), 1)
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.abstract)) / MB
     before, result = peak(), {"whole": whole}
     if phase == "make":

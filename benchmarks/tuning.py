@@ -16,8 +16,9 @@ import tempfile
 
 from configs import digits, digits_few_step
 from ucgm_jax import errors
+from ucgm_jax.checkpoints import reading
 from ucgm_jax.evaluation.pixels import judge_checkpoint
-from ucgm_jax.training import checkpoints, loop
+from ucgm_jax.training import loop
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "tuning.json"
 CASES = (("SiT-S/2", "Linear"), ("LightningDiT-S/2", "ReLinear"))
@@ -33,7 +34,7 @@ def tune(network: str, transport: str, folder: pathlib.Path) -> dict:
     loop.train(multi_step, folder / "multi_step")
     loop.train(few_step, folder / "few_step")
 
-    before, after = checkpoints.find(folder / "multi_step"), checkpoints.find(folder / "few_step")
+    before, after = reading.find(folder / "multi_step"), reading.find(folder / "few_step")
     # Two steps of the multi-step model get the same second time as the tuned one: its best case.
     two_steps = dataclasses.replace(before.settings.sampler, steps=2, gaps=after.settings.sampler.gaps)
     figures = {

@@ -18,13 +18,14 @@ import numpy as np
 
 from configs import digits, digits_few_step
 from ucgm_jax import errors
-from ucgm_jax.config import Settings
+from ucgm_jax.checkpoints import reading
 from ucgm_jax.data import sources
-from ucgm_jax.evaluation import pictures
-from ucgm_jax.evaluation.generate import balanced_labels
 from ucgm_jax.evaluation.pixels import judge_checkpoint
 from ucgm_jax.method.sampler import SamplerSettings
-from ucgm_jax.training import checkpoints, loop
+from ucgm_jax.sampling import pictures
+from ucgm_jax.sampling.generator import balanced_labels
+from ucgm_jax.settings import Settings
+from ucgm_jax.training import loop
 
 STEPS = (30, 8, 2, 1)
 SAMPLES = 1000
@@ -42,7 +43,7 @@ def sampler_settings(settings: Settings, steps: int) -> SamplerSettings:
 
 def judge(workdir: pathlib.Path, seed: int) -> tuple[dict[str, dict[str, float]], dict[int, np.ndarray]]:
     """Figures and samples of the evaluation average of a work folder, by number of steps."""
-    found = checkpoints.find(workdir)
+    found = reading.find(workdir)
     judged = {steps: judge_checkpoint(found, sampler_settings(found.settings, steps), SAMPLES, seed) for steps in STEPS}
     return {str(n): figures for n, (figures, _) in judged.items()}, {n: x for n, (_, x) in judged.items()}
 

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.commands import call
 from tests.training import processes
 from tests.training.small import small_config
-from ucgm_jax import export, sample, train
+from ucgm_jax.commands import export, sample, train
 from ucgm_jax.training import loop
 
 
@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_is_one_line(content, tmp_path, monkeypatch, capsys
 
 @pytest.mark.slow
 def test_samples_of_two_processes_are_those_of_one(workdir, tmp_path):
-    command = [sys.executable, "-m", "ucgm_jax.sample", f"--checkpoint={workdir}", "--labels=0-9", "--count=12",
+    command = [sys.executable, "-m", "ucgm_jax.commands.sample", f"--checkpoint={workdir}", "--labels=0-9", "--count=12",
                "--stochasticity-ratio=0.5", "--batch-size=8"]  # fmt: skip
     environment, hosts = os.environ | {"JAX_PLATFORMS": "cpu"}, f"--coordinator=localhost:{processes.free_port()}"
     flags = [[], *([hosts, "--process-count=2", f"--process-index={index}"] for index in range(2))]
@@ -209,25 +209,25 @@ def test_sample_writes_a_picture_and_guidance_changes_it(workdir, tmp_path, monk
 
 
 def test_metrics_that_are_not_finite_are_null(tmp_path):
-    from ucgm_jax.training import metrics
+    from ucgm_jax.training import records
 
-    writer = metrics.MetricsWriter(tmp_path, 0)
+    writer = records.MetricsWriter(tmp_path, 0)
     writer.write(1, {"loss": math.nan, "gradient_norm": -math.inf, "learning_rate": 0.5})
     writer.close()
     refuse = lambda name: pytest.fail(f"{name} is not JSON")
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
     assert line == {"step": 1, "loss": None, "gradient_norm": None, "learning_rate": 0.5}
-    metrics.MetricsWriter(tmp_path, 1).close()
+    records.MetricsWriter(tmp_path, 1).close()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_progress_reports_rate_and_time_left(monkeypatch):
-    from ucgm_jax.training import metrics
+    from ucgm_jax.training import records
 
     now = [100.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(records.time, "monotonic", lambda: now[0])
     stream = io.StringIO()
-    progress = metrics.Progress(total=110, done=10, stream=stream)
+    progress = records.Progress(total=110, done=10, stream=stream)
     now[0] += 20.0
     progress.show(50, "loss 0.5")
     assert stream.getvalue() == "step 50/110  2.00/s  ETA 0:00:30  loss 0.5\n"

@@ -4,6 +4,7 @@ import pytest
 
 from tests.commands import call
 from ucgm_jax import errors
+from ucgm_jax.files import atomic
 
 
 @pytest.mark.parametrize(
@@ -47,10 +48,10 @@ def test_other_failures_of_the_system_keep_their_traceback():
 
 
 def test_room_is_made_before_the_work(tmp_path):
-    errors.make_room(tmp_path / "new" / "folder" / "x.npz")
+    atomic.make_room(tmp_path / "new" / "folder" / "x.npz")
     assert (tmp_path / "new" / "folder").is_dir() and not list((tmp_path / "new" / "folder").iterdir())
     with pytest.raises(errors.UserError, match=f"--out={tmp_path / 'new'}: is a folder"):
-        errors.make_room(tmp_path / "new")
+        atomic.make_room(tmp_path / "new")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(errors.UserError, match=f"--out={tmp_path / 'file' / 'x.npz'}: "):
-        errors.make_room(tmp_path / "file" / "x.npz")
+        atomic.make_room(tmp_path / "file" / "x.npz")

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from tests.training.small import small_config
-from ucgm_jax import config, export, exported
-from ucgm_jax.config import MeshSettings
-from ucgm_jax.evaluation.generate import Generator
+from ucgm_jax import config, exported
+from ucgm_jax.commands import export
 from ucgm_jax.exported import ExportedSampler
 from ucgm_jax.method import transports
 from ucgm_jax.networks import names
-from ucgm_jax.training import sharding
+from ucgm_jax.parallel import meshes
+from ucgm_jax.parallel.meshes import MeshSettings
+from ucgm_jax.sampling.generator import Generator
 
 FACTS = {"network": "TiT-S/4", "shape": (8, 8, 1), "num_classes": 10}
 
@@ -27,7 +28,7 @@ def made(tmp_path_factory):
         small_config(sampler__steps=3, sampler__stochasticity_ratio=0.5, guidance__scale=1.5, network__depth=1)
     )
     network = names.build(settings.network, (8, 8, 1), 10)
-    mesh = sharding.make_mesh(MeshSettings(), jax.devices()[:1])
+    mesh = meshes.make_mesh(MeshSettings(), jax.devices()[:1])
     generator = Generator(
         network, transports.get(settings.transport), settings.sampler, settings.guidance, mesh, batch_size=4
     )

@@ -13,9 +13,10 @@ import time
 import jax
 import pytest
 
-from ucgm_jax import hosts, train
+from ucgm_jax.commands import train
 from ucgm_jax.errors import UserError
-from ucgm_jax.hosts import Hosts
+from ucgm_jax.parallel import hosts
+from ucgm_jax.parallel.hosts import Hosts
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -116,7 +117,7 @@ def test_dry_run_says_what_would_start_and_writes_nothing(tmp_path, capsys):
 JOIN = """
 import sys
 
-from ucgm_jax import hosts
+from ucgm_jax.parallel import hosts
 
 hosts.PORT = int(sys.argv.pop(1))
 hosts.start(hosts.find(hosts.take_flags(sys.argv)[1]))

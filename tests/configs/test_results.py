@@ -5,7 +5,7 @@ import re
 import shlex
 
 from docs import results
-from ucgm_jax import evaluate
+from ucgm_jax.commands import evaluate
 
 
 def test_the_page_is_up_to_date():

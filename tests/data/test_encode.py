@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from tests.data import image_folder
-from ucgm_jax import encode
-from ucgm_jax.autoencoders import names
+from ucgm_jax.autoencoders import published
 from ucgm_jax.autoencoders.kl import KLSettings
-from ucgm_jax.conversion.safetensors_format import SafetensorsFile
+from ucgm_jax.commands import encode
 from ucgm_jax.data import latents, manifest, preparation
 from ucgm_jax.data.images import ImageFolder
 from ucgm_jax.errors import UserError
+from ucgm_jax.files.safetensors import SafetensorsFile
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ def test_mistakes_in_flags(tmp_path, folder, flags, message):
 
 def test_a_sampled_latent_depends_on_its_image_and_place_alone():
     options = KLSettings(channels=8, multipliers=(1, 1), blocks=1, groups=4)
-    autoencoder = names.assemble("small", "diffusers_kl", options, samples_posterior=True)
+    autoencoder = published.assemble("small", "diffusers_kl", options, samples_posterior=True)
     random_numbers = np.random.default_rng(1)  # compiling the initialisation would take most of this test's time
     parameters = jax.tree.map(
         lambda leaf: random_numbers.normal(0, 0.2, leaf.shape).astype(np.float32), autoencoder.abstract_parameters

@@ -10,10 +10,10 @@ from safetensors.numpy import save_file
 
 from tests.data import image_folder
 from tests.training.small import small_config
-from ucgm_jax.config import DataSettings
 from ucgm_jax.data import latents, manifest, pipeline, preparation, sources, statistics
 from ucgm_jax.data.images import ImageFolder
 from ucgm_jax.errors import UserError
+from ucgm_jax.settings import DataSettings
 from ucgm_jax.training import loop
 
 CHANNELS = 32

@@ -13,11 +13,13 @@ from PIL import Image
 from configs.sampling_multi_steps import in1k256_lightningdit_xl_vavae_relinear as vavae_row
 from tests.commands import call
 from tests.training.small import small_config
-from ucgm_jax import config, errors, evaluate, sample
+from ucgm_jax import config, errors
+from ucgm_jax.commands import evaluate, evaluate_prepare, sample
 from ucgm_jax.data import sources
-from ucgm_jax.evaluation import generate, hosts, outputs, prepare, store
 from ucgm_jax.evaluation.frechet import frechet_distance, statistics
 from ucgm_jax.evaluation.pixels import PixelJudge
+from ucgm_jax.parallel import processes, sample_folder
+from ucgm_jax.sampling import decoding, generator
 from ucgm_jax.training import loop
 
 COUNT = 130
@@ -37,7 +39,7 @@ def arguments(workdir, out, *more):
 
 
 def prepared(given, devices):
-    return prepare.prepare(evaluate.parser().parse_args(given), [], jax.devices()[:devices])
+    return evaluate_prepare.prepare(evaluate.parser().parse_args(given), [], jax.devices()[:devices])
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def test_samples_are_the_same_on_any_devices_and_in_any_batches(evaluated):
 
 
 def test_stopped_evaluation_goes_on_to_the_same_bits(workdir, evaluated, tmp_path, monkeypatch):
-    out, write, written = tmp_path / "out", store.Store.write, []
+    out, write, written = tmp_path / "out", sample_folder.Store.write, []
 
     def stopping(self, start, *values):
         if len(written) == 1:
@@ -84,13 +86,13 @@ def test_stopped_evaluation_goes_on_to_the_same_bits(workdir, evaluated, tmp_pat
         write(self, start, *values)
 
     given = arguments(workdir, out, "--metrics=pixels", "--batch-size=50", "--save=png,npz")
-    monkeypatch.setattr(store.Store, "write", stopping)
+    monkeypatch.setattr(sample_folder.Store, "write", stopping)
     with pytest.raises(KeyboardInterrupt):
         evaluate.run(prepared(given, 8), out)
     assert not (out / "results.json").exists()
     again = []
     monkeypatch.setattr(
-        store.Store, "write", lambda self, start, *rest: (again.append(start), write(self, start, *rest))
+        sample_folder.Store, "write", lambda self, start, *rest: (again.append(start), write(self, start, *rest))
     )
     results = evaluate.run(prepared(given, 8), out)
     assert written == [0] and again == [56, 112] and not list(out.rglob("*.partial"))
@@ -138,8 +140,8 @@ class FakeExtractor:
 @pytest.fixture
 def inception(monkeypatch, tmp_path):
     """Flags of an evaluation with a fake Inception network and a reference, on the devices and batch of a case."""
-    monkeypatch.setattr(prepare.inception, "load", lambda path: None)
-    monkeypatch.setattr(prepare, "FeatureExtractor", FakeExtractor)
+    monkeypatch.setattr(evaluate_prepare.inception, "load", lambda path: None)
+    monkeypatch.setattr(evaluate_prepare, "FeatureExtractor", FakeExtractor)
     (tmp_path / "weights.pth").write_bytes(b"weights")
     real = (sources.digits().x.reshape(-1, 64) + 1) * 127.5
     mean, covariance = statistics(real)
@@ -258,12 +260,12 @@ def test_a_damaged_plan_is_one_line(content, tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(content)
     with pytest.raises(errors.UserError, match=f"^{path}: cannot be read as the plan of an evaluation: "):
-        store.Store(tmp_path, {"--seed": 0}, np.zeros(3, int), ()).begin()
+        sample_folder.Store(tmp_path, {"--seed": 0}, np.zeros(3, int), ()).begin()
     assert path.read_text() == content and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_whose_making_was_stopped_is_gone_on_with(tmp_path, monkeypatch):
-    begin = lambda: store.Store(tmp_path / "out", {"--seed": 0}, np.zeros(3, int), ("png",)).begin()
+    begin = lambda: sample_folder.Store(tmp_path / "out", {"--seed": 0}, np.zeros(3, int), ("png",)).begin()
 
     def stop(self, **options):
         if self.name == "images":
@@ -294,9 +296,9 @@ def test_the_seed_is_the_config_s_unless_given(workdir, tmp_path):
     config_flags = ["--config=configs/digits.py", "--config.seed=7", *(f"--config.network.{one}" for one in network)]
     for flags, seed in ([], 7), (["--seed=3"], 3):
         given = evaluate.parser().parse_args(arguments(workdir, tmp_path, "--metrics=none", "--labels=random", *flags))
-        evaluation = prepare.prepare(given, config_flags)
+        evaluation = evaluate_prepare.prepare(given, config_flags)
         assert (evaluation.seed, evaluation.plan["--seed"]) == (seed, seed)
-        np.testing.assert_array_equal(evaluation.labels, generate.choose_labels("random", COUNT, 10, seed))
+        np.testing.assert_array_equal(evaluation.labels, generator.choose_labels("random", COUNT, 10, seed))
 
 
 def test_hosts_meet_before_they_gather(monkeypatch):
@@ -305,34 +307,34 @@ def test_hosts_meet_before_they_gather(monkeypatch):
     monkeypatch.setattr(hosts.processes, "barrier", calls.append)
     gather = lambda array: calls.append("gather") or np.stack([array, array + 1])
     monkeypatch.setattr(hosts.multihost_utils, "process_allgather", gather)
-    assert hosts.gather(np.arange(3, dtype=np.int32)).tolist() == [[0, 1, 2], [1, 2, 3]]
-    hosts.wait("all samples were written")
+    assert processes.gather(np.arange(3, dtype=np.int32)).tolist() == [[0, 1, 2], [1, 2, 3]]
+    processes.barrier("all samples were written")
     assert calls == ["gather", "gather", "all samples were written"]
 
 
 def test_rounding_rules():
     levels = jnp.asarray([-0.1, 0.0, 0.6 / 255, 254.6 / 255, 1.0, 1.2])
-    assert outputs.to_uint8(levels, "truncate").tolist() == [0, 0, 0, 254, 255, 255]
-    assert outputs.to_uint8(levels, "nearest").tolist() == [0, 0, 1, 255, 255, 255]
+    assert decoding.to_uint8(levels, "truncate").tolist() == [0, 0, 0, 254, 255, 255]
+    assert decoding.to_uint8(levels, "nearest").tolist() == [0, 0, 1, 255, 255, 255]
 
 
 def test_label_rules():
-    assert generate.choose_labels("in_turn", 6, 3, 0).tolist() == [0, 1, 2, 0, 1, 2]
-    assert generate.choose_labels("by_class", 6, 3, 0).tolist() == [0, 0, 1, 1, 2, 2]
-    few, many = (generate.choose_labels("random", count, 10, seed=3) for count in (100, 1001))
+    assert generator.choose_labels("in_turn", 6, 3, 0).tolist() == [0, 1, 2, 0, 1, 2]
+    assert generator.choose_labels("by_class", 6, 3, 0).tolist() == [0, 0, 1, 1, 2, 2]
+    few, many = (generator.choose_labels("random", count, 10, seed=3) for count in (100, 1001))
     np.testing.assert_array_equal(few, many[:100])
-    assert np.bincount(many).min() > 50 and not np.array_equal(few, generate.choose_labels("random", 100, 10, seed=4))
+    assert np.bincount(many).min() > 50 and not np.array_equal(few, generator.choose_labels("random", 100, 10, seed=4))
 
 
 def test_latents_need_weights_and_statistics(tmp_path):
     settings = config.build(vavae_row.get_config())
     with pytest.raises(errors.UserError, match="--autoencoder-weights: must be given for vavae_f16d32"):
-        outputs.decoder(settings, "", "")
+        decoding.decoder(settings, "", "")
     with pytest.raises(errors.UserError, match="--statistics: must be given for vavae_f16d32"):
-        outputs.decoder(settings, str(tmp_path), "")
+        decoding.decoder(settings, str(tmp_path), "")
     np.savez(tmp_path / "latents_stats.npz", mean=np.zeros((1, 32, 1, 1)), std=np.ones((1, 32, 1, 1)))
     with pytest.raises(errors.UserError, match="--autoencoder-weights=.*: no file of weights"):
-        outputs.decoder(settings, str(tmp_path), str(tmp_path / "latents_stats.npz"))
+        decoding.decoder(settings, str(tmp_path), str(tmp_path / "latents_stats.npz"))
 
 
 def test_training_evaluates_on_its_schedule(workdir):
@@ -352,6 +354,6 @@ def test_training_refuses_a_schedule_that_it_cannot_keep(tmp_path):
 
 
 def prepare_check(settings):
-    from ucgm_jax.evaluation import during
+    from ucgm_jax.evaluation import schedule
 
-    during.check(settings, sources.digits())
+    schedule.check(settings, sources.digits())

@@ -12,12 +12,13 @@ from safetensors.numpy import save_file
 
 from tests.autoencoders import cases
 from tests.training.small import small_config
-from ucgm_jax import evaluate, sample
-from ucgm_jax.autoencoders import names
+from ucgm_jax.autoencoders import published
+from ucgm_jax.checkpoints import reading
+from ucgm_jax.commands import evaluate, evaluate_prepare, sample
 from ucgm_jax.data import manifest
 from ucgm_jax.errors import UserError
-from ucgm_jax.evaluation import prepare
-from ucgm_jax.training import checkpoints, loop
+from ucgm_jax.files import json_files
+from ucgm_jax.training import loop
 
 MEAN, STD = np.linspace(-1, 1, 8), np.linspace(0.5, 2, 8)
 
@@ -27,7 +28,7 @@ def small_autoencoder():
     """Under a published name, the small one of the golden vectors: images of 16 x 16 are latents of 4 x 4 x 8."""
     family, options = cases.SMALL["ldm_kl"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(names.PUBLISHED, "vavae_f16d32", {"family": family, "options": options})
+        patch.setitem(published.PUBLISHED, "vavae_f16d32", {"family": family, "options": options})
         yield
 
 
@@ -69,7 +70,7 @@ def run(trained, out, *flags):
 
 
 def test_the_checkpoint_keeps_the_normalisation(trained):
-    normalisation = checkpoints.find(trained[0]).normalisation
+    normalisation = reading.find(trained[0]).normalisation
     np.testing.assert_allclose(normalisation.mean, MEAN)
     np.testing.assert_allclose(normalisation.std, STD)
     assert normalisation.multiplier == 1
@@ -92,7 +93,7 @@ def test_samples_are_decoded_as_the_autoencoder_says(trained, tmp_path):
 
 @pytest.fixture(scope="module")
 def converted(trained, tmp_path_factory):
-    """The same weights as `ucgm_jax.convert` writes them: without a word on whose latents they make."""
+    """The same weights as `ucgm_jax.commands.convert` writes them: without a word on whose latents they make."""
     folder = tmp_path_factory.mktemp("converted")
     shutil.copytree(trained[0] / "checkpoints" / "1", folder / "1")
     shutil.rmtree(folder / "1" / "latents")
@@ -109,7 +110,7 @@ def refused(message, checkpoint, out, *flags):
     given = [f"--checkpoint={checkpoint}", "--batch-size=16", *flags]
     evaluation = evaluate.parser().parse_args([*given, f"--out={out / 'folder'}", "--samples=30", "--metrics=none"])
     picture = ["sample", *given, f"--out={out / 'x.png'}"]
-    for command in (lambda: prepare.prepare(evaluation, []), lambda: sample.main(picture)):
+    for command in (lambda: evaluate_prepare.prepare(evaluation, []), lambda: sample.main(picture)):
         with pytest.raises(UserError, match=message) as error:
             command()
         assert "\n" not in str(error.value)
@@ -129,7 +130,7 @@ def test_a_converted_model_of_latents_is_not_taken_for_one_of_pixels(trained, co
     ):
         refused(message, converted, tmp_path, *flags)
     given = [f"--checkpoint={converted}", f"--out={tmp_path}", "--samples=30", "--metrics=none", weights, stats, ours]
-    assert prepare.prepare(evaluate.parser().parse_args(given), []).settings.data.name == "latents"
+    assert evaluate_prepare.prepare(evaluate.parser().parse_args(given), []).settings.data.name == "latents"
 
 
 def test_a_folder_of_another_autoencoder_is_refused(trained, converted, tmp_path):
@@ -141,10 +142,10 @@ def test_a_folder_of_another_autoencoder_is_refused(trained, converted, tmp_path
     save_file(shard, tmp_path / "latents_rank00_shard000.safetensors")
     refused(r"latents of shape \(8, 2, 2\), must be \(8, 4, 4\)", converted, tmp_path, *flags)
     other = manifest.Manifest("dcae_f32c32", "", 64, (8, 4, 4), ("a", "b", "c"), 0, "safetensors", ())
-    manifest.write_json(tmp_path / "manifest.json", dataclasses.asdict(other))
+    json_files.write(tmp_path / "manifest.json", dataclasses.asdict(other))
     refused("latents of dcae_f32c32, must be of vavae_f16d32", converted, tmp_path, *flags)
     same = dataclasses.replace(other, autoencoder="vavae_f16d32")
-    manifest.write_json(tmp_path / "manifest.json", dataclasses.asdict(same))
+    json_files.write(tmp_path / "manifest.json", dataclasses.asdict(same))
     sample.main(["sample", f"--checkpoint={converted}", f"--out={tmp_path / 'x.png'}", "--count=8", *flags])
 
 
@@ -158,7 +159,7 @@ def test_a_config_of_another_autoencoder_is_refused(trained, tmp_path):
         (["--config.data.name=images"], "data.name='images': the checkpoint .* has 'latents'"),
     ):
         with pytest.raises(UserError, match=message):
-            prepare.prepare(given, [*config_flags, *more])
+            evaluate_prepare.prepare(given, [*config_flags, *more])
 
 
 def test_latents_may_stay_latents_but_a_picture_needs_weights(trained, tmp_path):

@@ -17,11 +17,13 @@ import pytest
 
 from tests.training.small import small_config
 from ucgm_jax import config as config_module
-from ucgm_jax import plan as command
+from ucgm_jax.commands import plan as command
 from ucgm_jax.errors import UserError
 from ucgm_jax.networks import flops
+from ucgm_jax.parallel import meshes
+from ucgm_jax.parallel import sharding
 from ucgm_jax.planning import chips, collectives, estimate, program, search
-from ucgm_jax.training import optimizers, sharding, speed
+from ucgm_jax.training import optimizers, speed
 from ucgm_jax.training import state as state_module
 from ucgm_jax.training.step import train_step
 
@@ -154,7 +156,7 @@ def test_weights_travel_and_activations_stay():
 def test_gradients_are_scattered_before_they_are_summed_over_copies():
     """Of each gradient a device gets its part over "fsdp", and sums that alone over "data"."""
     network = program.build_network(settings())
-    shardings = sharding.parameter_shardings(network.abstract_parameters, sharding.make_mesh(settings().mesh))
+    shardings = sharding.parameter_shardings(network.abstract_parameters, meshes.make_mesh(settings().mesh))
     size = {True: 0, False: 0}  # of the parameters that are split over fsdp, and of those that are not
     for leaf, place in zip(jax.tree.leaves(network.abstract_parameters), jax.tree.leaves(shardings), strict=True):
         size["fsdp" in place.spec] += 4 * leaf.size
@@ -171,7 +173,7 @@ def test_gradients_are_scattered_before_they_are_summed_over_copies():
 def test_work_of_all_devices_is_counted():
     optimizer, network = optimizers.build(settings().optimizer), program.build_network(settings())
     state = state_module.abstract(network, optimizer, settings().objective)
-    mesh, batch = sharding.make_mesh(settings().mesh), program._batch(network, 16)
+    mesh, batch = meshes.make_mesh(settings().mesh), program._batch(network, 16)
     spread = lambda state, batch: train_step(settings(), network, optimizer, state, batch, mesh)
     assert compiled().hardware_flops == flops.operations(spread, state, batch)
 
@@ -217,7 +219,7 @@ def test_search_tries_cheap_policies_first_and_prefers_what_fits():
     topology = chips.Topology("test:2x4", CHIP, 8)
     tried = search.candidates(config_module.build(small_config(train__batch_size=16)), topology, jax.devices())
     assert [one.network.remat for one in tried[:2]] == ["none", "none"]
-    assert {sharding.make_mesh(one.mesh).shape["fsdp"] for one in tried} == {1, 2, 4, 8}
+    assert {meshes.make_mesh(one.mesh).shape["fsdp"] for one in tried} == {1, 2, 4, 8}
     full = dataclasses.replace(compiled(), fits=False, free=-0.5)
     assert search.best([full, compiled()], topology) is compiled()
     assert search.best([full, dataclasses.replace(full, free=-0.1)], topology).free == -0.1
@@ -284,7 +286,7 @@ def test_refusal_keeps_the_numbers():
 
 def plan(tmp_path, *arguments):
     out = tmp_path / "plan.json"
-    command = [sys.executable, "-m", "ucgm_jax.plan", "--config=configs/digits.py", f"--out={out}", *arguments]
+    command = [sys.executable, "-m", "ucgm_jax.commands.plan", "--config=configs/digits.py", f"--out={out}", *arguments]
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     subprocess.run(command, check=True, env=environment)
     return json.loads(out.read_text())
@@ -306,7 +308,7 @@ def test_what_does_not_fit_though_it_compiles():
     sizes = {"temp": 2**31, "output": 10, "alias": 10, "generated_code": 0, "argument": 2**30}
     stats = types.SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
     done = types.SimpleNamespace(memory_analysis=lambda: stats, as_text=lambda: PROGRAM)
-    lowered, mesh = types.SimpleNamespace(compile=lambda: done), sharding.make_mesh(settings().mesh)
+    lowered, mesh = types.SimpleNamespace(compile=lambda: done), meshes.make_mesh(settings().mesh)
     result = program._compile(settings(), CHIP, mesh, 16, lowered, {"parameters": 2**30}, 1.0, 1.0, (0.0, 0.0))
     assert not result.fits and result.free == -2 and result.refusal == "needs 3.0 GiB of 1.0"
     assert "does not fit: needs 3.0 GiB" in estimate.text(estimate.report("small", "test:2x4", 8, CHIP, result))

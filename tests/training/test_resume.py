@@ -16,8 +16,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.training.small import small_config
+from ucgm_jax.checkpoints import reading
 from ucgm_jax.errors import UserError
-from ucgm_jax.training import checkpoints, loop
+from ucgm_jax.training import loop
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -54,7 +55,7 @@ def stored(workdir, step):
     assert folder.is_dir()
     config = small_config(train__steps=40)
     run = loop.Run(config)
-    saved = checkpoints.Checkpoints(workdir, 10)
+    saved = reading.Checkpoints(workdir, 10)
     state, position = saved.restore(step, run.abstract, run.shardings)
     saved.close()
     return jax.tree.map(np.asarray, state), position
@@ -72,7 +73,7 @@ def test_killed_and_resumed_run_is_bit_identical(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     reached = last_step(killed)
-    resumed_from = checkpoints.find(killed).step
+    resumed_from = reading.find(killed).step
     assert 23 <= reached and 20 <= resumed_from <= reached
     total = max(40, resumed_from + 10)
     assert start(killed, total, cache).wait() == 0
@@ -108,10 +109,10 @@ def test_interrupted_save_keeps_the_last_good_one(tmp_path):
     partial = good.with_name("3.orbax-checkpoint-tmp-17")
     partial.mkdir()
     (partial / "ema").mkdir()
-    assert checkpoints.find(tmp_path / "run").step == 2
+    assert reading.find(tmp_path / "run").step == 2
     state = loop.train(small_config(train__steps=4), tmp_path / "run")
     assert int(state.step) == 4
-    assert checkpoints.find(tmp_path / "run").step == 4
+    assert reading.find(tmp_path / "run").step == 4
 
 
 def test_keeps_the_newest_checkpoints(tmp_path):
@@ -148,10 +149,10 @@ def test_few_step_run_starts_from_one_checkpoint_and_learns_from_another(tmp_pat
     )
     state = loop.Run(few_step).start()
     for name, part in (("first", state.parameters), ("first", state.ema), ("second", state.target)):
-        found = checkpoints.find(tmp_path / name)
+        found = reading.find(tmp_path / name)
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), part)
         placed = jax.tree.map(lambda a: a.sharding, part)
-        jax.tree.map(np.testing.assert_array_equal, part, checkpoints.read_weights(found, abstract, placed))
+        jax.tree.map(np.testing.assert_array_equal, part, reading.read_weights(found, abstract, placed))
 
 
 def test_goes_on_without_the_checkpoint_that_it_started_from(tmp_path):
@@ -192,19 +193,19 @@ def test_stops_after_a_run_of_bad_steps_with_a_clear_message(tmp_path, monkeypat
     )
     with pytest.raises(loop.BadSteps, match="stopped at step 10: 5 steps in a row.*train.max_bad_steps"):
         loop.train(config(20), tmp_path / "run")
-    assert checkpoints.find(tmp_path / "run").step == 7
+    assert reading.find(tmp_path / "run").step == 7
     monkeypatch.undo()  # what was wrong with the data is mended
     assert int(loop.train(config(12), tmp_path / "run").bad_steps) == 0
 
 
 class TestConvertedOptimizer:
-    """Moments of a PyTorch optimiser, as `ucgm_jax.convert` leaves them, become the optax state."""
+    """Moments of a PyTorch optimiser, as `ucgm_jax.commands.convert` leaves them, become the optax state."""
 
     @pytest.fixture(scope="class")
     def folder(self, tmp_path_factory):
         workdir = tmp_path_factory.mktemp("converted") / "run"
         loop.train(small_config(train__steps=2), workdir)
-        found = checkpoints.find(workdir)
+        found = reading.find(workdir)
         state, _ = stored(workdir, 2)
         for name, moment in (("first", state.optimizer[0].mu), ("second", state.optimizer[0].nu)):
             with ocp.StandardCheckpointer() as writer:

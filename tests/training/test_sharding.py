@@ -10,7 +10,9 @@ from tests.training.small import small_config
 from ucgm_jax import config as config_module
 from ucgm_jax.errors import UserError
 from ucgm_jax.networks import flops, names
-from ucgm_jax.training import loop, sharding, speed
+from ucgm_jax.parallel import meshes
+from ucgm_jax.parallel import sharding
+from ucgm_jax.training import loop, speed
 from ucgm_jax.training.speed import forward_units, peak_flops
 
 NAMES = ("TiT-XL/2", "SiT-B/4", "LightningDiT-XL/1", "DDT-XL/2", "EDM2-S", "UNet+")
@@ -71,8 +73,8 @@ def test_microbatches_have_to_divide_over_the_devices():
 
 
 def test_a_process_reads_the_rows_that_its_devices_hold():
-    mesh = sharding.make_mesh(config_module.MeshSettings(data=2, fsdp=2, tensor=2))
-    np.testing.assert_array_equal(sharding.process_rows(mesh, 8), np.arange(8))
+    mesh = meshes.make_mesh(config_module.MeshSettings(data=2, fsdp=2, tensor=2))
+    np.testing.assert_array_equal(meshes.process_rows(mesh, 8), np.arange(8))
 
 
 @pytest.mark.parametrize("name, published", [("TiT-XL/2", None), ("SiT-B/4", 5.56e9), ("EDM2-S", 102e9 / 4)])

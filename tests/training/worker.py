@@ -8,7 +8,8 @@ WORKDIR.seen.INDEX.
 import json
 import time
 
-from ucgm_jax import errors, hosts
+from ucgm_jax import errors
+from ucgm_jax.parallel import hosts
 
 
 def record(loop, path, pause):
@@ -41,11 +42,11 @@ def main(argv):
         flags = [address, f"--process-index={options['index']}", f"--process-count={options['count']}"]
     hosts.start(hosts.find(hosts.take_flags(["worker", *flags])[1], {}))
     from tests.training.small import small_config
-    from ucgm_jax import processes
+    from ucgm_jax.parallel import processes
     from ucgm_jax.training import loop
 
     record(loop, f"{workdir}.seen.{options['index']}", options["seconds"])
-    with processes.leaving_at_once():
+    with processes.ending_all_on_failure():
         loop.train(small_config(**options["config"]), workdir)
     return 0
 

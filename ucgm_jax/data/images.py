@@ -13,6 +13,7 @@ from ucgm_jax.data import folders, picture_files
 from ucgm_jax.data.picture_files import BadImage
 from ucgm_jax.data.sources import Unreadable
 from ucgm_jax.data.tfds_images import TfdsImages
+from ucgm_jax.data_spec import DataSpec
 from ucgm_jax.errors import UserError
 
 LOG = logging.getLogger("ucgm_jax")
@@ -147,7 +148,7 @@ class ImageSource:
             raise UserError(f"data.size={size}: must be given for a data set of images")
         if channels not in (1, 3):
             raise UserError(f"data.channels={channels}: images have 3, or 1 in grey")
-        self._images, self.shape, self.num_classes = images, (size, size, channels), len(images.classes)
+        self._images, self.spec = images, DataSpec((size, size, channels), len(images.classes), data_set="images")
         self.max_bad_share = max_bad_share
 
     def __len__(self) -> int:
@@ -163,14 +164,14 @@ class ImageSource:
         Raises:
           Unreadable: images that cannot be read, by their index.
         """
-        x, bad = np.empty((len(indices), *self.shape), np.float32), {}
+        x, bad = np.empty((len(indices), *self.spec.shape), np.float32), {}
         for row, (index, flipped) in enumerate(zip(indices.tolist(), flip.tolist(), strict=True)):
             try:
-                pixels = self._images.load(index, self.shape[0])
+                pixels = self._images.load(index, self.spec.shape[0])
             except BadImage as error:
                 bad[index] = f"{self._images.name(index)}: unreadable image: {error}"
                 continue
-            if self.shape[2] == 1:
+            if self.spec.shape[2] == 1:
                 pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
             x[row] = pixels[:, ::-1] if flipped else pixels
         if bad:

@@ -1,1 +1,1 @@
-"""Files: whole or absent when written, distrusted when read."""
+"""Files: written whole or not at all, read with distrust, told apart by checksums."""

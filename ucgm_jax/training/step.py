@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ucgm_jax.config import Settings
 from ucgm_jax.method import objective, times, transports
 from ucgm_jax.method.transports import Transport
 from ucgm_jax.networks.names import Network
-from ucgm_jax.training import ema, placement, sharding
+from ucgm_jax.parallel import meshes, placement
+from ucgm_jax.settings import Settings
+from ucgm_jax.training import ema
 from ucgm_jax.training.optimizers import learning_rate_schedule
 from ucgm_jax.training.state import TrainState
 
@@ -179,7 +180,7 @@ def compile_step(
     """The jitted training step: sharded over the mesh, its state donated."""
     return jax.jit(
         lambda state, batch: train_step(settings, network, optimizer, state, batch, mesh),
-        in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
-        out_shardings=(state_shardings, sharding.replicated(mesh)),
+        in_shardings=(state_shardings, meshes.batch_sharding(mesh)),
+        out_shardings=(state_shardings, meshes.replicated(mesh)),
         donate_argnums=0,
     )
