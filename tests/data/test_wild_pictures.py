@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from tests.data import image_folder, wild_folder
-from ucgm_jax.conversion import safetensors_format
 from ucgm_jax.data import folders, images, picture_files, pipeline, preparation
 from ucgm_jax.data.images import ImageFolder, ImageSource
 from ucgm_jax.errors import UserError
 from ucgm_jax.evaluation import reference
 from ucgm_jax.evaluation.frechet import MetricError
+from ucgm_jax.files import safetensors
 
 SIZE = wild_folder.SIZE
 
@@ -46,7 +46,7 @@ def test_encoding_training_and_references_agree_on_the_pixels(wild, tmp_path):
     job = image_folder.job(tmp_path / "out", max_bad_share=1.0, shard_size=100)
     manifest = preparation.run(job, found, image_folder.pixels)
     assert {one["image"] for one in manifest.skipped} == bad and manifest.examples == len(good)
-    encoded = safetensors_format.SafetensorsFile(tmp_path / "out" / "latents_00000.safetensors")["latents"]
+    encoded = safetensors.SafetensorsFile(tmp_path / "out" / "latents_00000.safetensors")["latents"]
     encoded = dict(zip([name for name in names if name in good], encoded, strict=True))
     # Training in pixel space, past the bad ones.
     source = ImageSource(found, SIZE, max_bad_share=1.0)
@@ -99,7 +99,7 @@ def test_greys_train_with_one_channel(tmp_path):
     grey = wild_folder.ramp()
     Image.fromarray(grey).save(tmp_path / "all" / "digits" / "a.png")
     source = ImageSource(images.open_images(str(tmp_path / "all")), SIZE, 1)
-    assert source.shape == (SIZE, SIZE, 1)
+    assert source.spec.shape == (SIZE, SIZE, 1)
     x = source.read(np.array([0]), np.array([False]))["x"]
     np.testing.assert_array_equal(np.rint((x[0, ..., 0] + 1) * 127.5), grey)
     with pytest.raises(UserError, match=r"data\.channels=2: images have 3, or 1"):

@@ -31,7 +31,7 @@ def parser() -> flags.Parser:
     add("--slice-batch", type=int, default=0, help="images at a time on the devices, where memory is short; 0: all")
     add("--compute-dtype", default="float32", help="float32 or bfloat16")
     add("--seed", type=int, default=0, help="of the posterior's samples, together with the image's place")
-    add("--max-bad-share", type=float, default=0.001, help="of images that cannot be read or encoded; above, exit code 1")
+    add("--max-bad-share", type=float, default=0.001, help="of unreadable images; above, exit code 1")
     add("--exif-orientation", action="store_true", help="turn images as cameras note; off, as in the published code")
     add("--threads", type=int, default=8, help="that read images")
     add("--process-index", type=int, default=0, help="of this process, where several share --out")
