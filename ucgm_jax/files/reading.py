@@ -62,6 +62,25 @@ def read_npz(path: str | os.PathLike, *required: str, optional: tuple[str, ...] 
         return {name: _array(archive, name) for name in wanted}
 
 
+def read_npy(path: str | os.PathLike) -> np.ndarray:
+    """The array of an .npy file.
+
+    Raises:
+      DamagedFile: it cannot be opened, is no .npy file, is cut, or holds Python objects.
+    """
+    try:
+        with open(path, "rb") as file:
+            shape, order, dtype = _header(file)
+            _check_size("it", os.fstat(file.fileno()).st_size - file.tell(), shape, dtype)
+            return np.fromfile(file, dtype).reshape(shape, order=order)
+    except DamagedFile:
+        raise
+    except OSError as error:
+        raise DamagedFile(error.strerror or one_line(error)) from error
+    except Exception as error:
+        raise DamagedFile(f"not a readable .npy file: {one_line(error)}") from error
+
+
 @contextlib.contextmanager
 def opened_npz(path: str | os.PathLike) -> Iterator[zipfile.ZipFile]:
     """The archive of an .npz file; whatever goes wrong inside with the file is a `DamagedFile`."""
@@ -95,6 +114,12 @@ def npz_header(archive: zipfile.ZipFile, name: str, stream: IO[bytes]) -> tuple[
     Raises:
       DamagedFile: the header says something else than the archive, or what no array of numbers has.
     """
+    shape, order, dtype = _header(stream, name)
+    _check_size(name, archive.getinfo(f"{name}.npy").file_size - stream.tell(), shape, dtype)
+    return shape, order, dtype
+
+
+def _header(stream: IO[bytes], name: str = "it") -> tuple[tuple[int, ...], str, np.dtype]:
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
@@ -102,18 +127,21 @@ def npz_header(archive: zipfile.ZipFile, name: str, stream: IO[bytes]) -> tuple[
         raise DamagedFile(f"{name} holds Python objects or records, must hold numbers")
     if len(shape) > MAX_DIMENSIONS or any(not isinstance(size, int) or size < 0 for size in shape):
         raise DamagedFile(f"{name} has shape {shape}")
-    has, needs = archive.getinfo(f"{name}.npy").file_size - stream.tell(), math.prod(shape) * dtype.itemsize
+    return shape, "F" if fortran else "C", dtype
+
+
+def _check_size(name: str, has: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    needs = math.prod(shape) * dtype.itemsize
     if has != needs:
         raise DamagedFile(f"{name} has {has} bytes, its shape {shape} and dtype {dtype} need {needs}")
-    return shape, "F" if fortran else "C", dtype
+    if needs > host_memory():
+        raise DamagedFile(f"{name} has {needs / 2**30:.0f} GiB, more than this host's memory")
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(f"{name}.npy") as stream:
         shape, order, dtype = npz_header(archive, name, stream)
         size = math.prod(shape) * dtype.itemsize
-        if size > host_memory():
-            raise DamagedFile(f"{name} has {size / 2**30:.0f} GiB, more than this host's memory")
         data, done = np.empty(size, np.uint8), 0
         view = memoryview(data)
         while done < size:
