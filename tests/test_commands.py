@@ -14,16 +14,16 @@ from PIL import Image
 
 from tests.commands import call
 from tests.training import processes
-from tests.training.small import small_config
-from ucgm_jax.commands import export, sample, train
-from ucgm_jax.training import loop
+from tests.training.small import small_config, train
+from ucgm_jax.commands import export, sample
+from ucgm_jax.commands import train as train_command
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
     changes = {"train__profile_from": 2, "train__profile_steps": 1, "optimizer__learning_rate": 1e-2}
-    loop.train(small_config(train__steps=8, train__sample_every=8, **changes), folder)
+    train(small_config(train__steps=8, train__sample_every=8, **changes), folder)
     return folder
 
 
@@ -58,7 +58,7 @@ CONFIG = "--config=configs/digits.py"
 )
 def test_mistakes_in_training(arguments, message, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "new"
-    code, text = call(train.main, [*arguments, f"--workdir={folder}"], monkeypatch, capsys)
+    code, text = call(train_command, [*arguments, f"--workdir={folder}"], monkeypatch, capsys)
     assert code == 2
     lines = [line for line in text.splitlines() if line]
     assert len(lines) == 1 and lines[0].startswith("error: ")
@@ -69,13 +69,13 @@ def test_mistakes_in_training(arguments, message, tmp_path, monkeypatch, capsys)
 def test_a_config_away_from_those_it_starts_from_is_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text("from elsewhere import base")
     flags = [f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}"]
-    code, text = call(train.main, flags, monkeypatch, capsys)
+    code, text = call(train_command, flags, monkeypatch, capsys)
     assert code == 2
     assert text == "error: --config: No module named 'elsewhere'; start in the folder that holds configs/\n"
 
 
 def test_work_folder_must_be_given(monkeypatch, capsys):
-    code, text = call(train.main, [CONFIG], monkeypatch, capsys)
+    code, text = call(train_command, [CONFIG], monkeypatch, capsys)
     assert code == 2 and text.startswith("error: --workdir: must be given")
 
 
@@ -109,7 +109,7 @@ def test_work_folder_must_be_given(monkeypatch, capsys):
 def test_mistakes_in_sampling(arguments, message, workdir, tmp_path, monkeypatch, capsys):
     out = tmp_path / "samples.png"
     arguments = [f"--out={out}", *(argument.format(workdir=workdir) for argument in arguments)]
-    code, text = call(sample.main, arguments, monkeypatch, capsys)
+    code, text = call(sample, arguments, monkeypatch, capsys)
     assert code == 2
     lines = [line for line in text.splitlines() if line]
     assert len(lines) == 1 and lines[0].startswith("error: ")
@@ -131,7 +131,7 @@ def test_mistakes_in_sampling(arguments, message, workdir, tmp_path, monkeypatch
 def test_mistakes_in_exporting(arguments, message, workdir, tmp_path, monkeypatch, capsys):
     before = sorted(workdir.rglob("*"))
     flags = [f"--checkpoint={workdir}", f"--out={tmp_path / 'x.npz'}"]
-    code, text = call(export.main, [*flags, *(one.format(workdir=workdir) for one in arguments)], monkeypatch, capsys)
+    code, text = call(export, [*flags, *(one.format(workdir=workdir) for one in arguments)], monkeypatch, capsys)
     assert code == 2
     assert re.fullmatch(f"error: {message}.*\n", text)
     assert not list(tmp_path.iterdir()) and sorted(workdir.rglob("*")) == before
@@ -153,7 +153,7 @@ def test_training_leaves_metrics_events_and_pictures(workdir):
 def test_sample_depends_on_its_seed_and_index_alone(workdir, tmp_path, monkeypatch, capsys):
     def run(name, *flags):
         out = tmp_path / f"{name}.npz"
-        code, _ = call(sample.main, [f"--checkpoint={workdir}", f"--out={out}", "--stochasticity-ratio=0.5", *flags],
+        code, _ = call(sample, [f"--checkpoint={workdir}", f"--out={out}", "--stochasticity-ratio=0.5", *flags],
                        monkeypatch, capsys)  # fmt: skip
         assert code == 0
         return np.load(out)
@@ -173,14 +173,14 @@ def test_a_damaged_checkpoint_is_one_line(content, tmp_path, monkeypatch, capsys
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "metadata").write_text(content)
     flags = [f"--checkpoint={tmp_path}", f"--out={tmp_path / 'x.npz'}"]
-    code, text = call(sample.main, flags, monkeypatch, capsys)
+    code, text = call(sample, flags, monkeypatch, capsys)
     assert code == 2 and text.count("\n") == 1
     assert text.startswith(f"error: {tmp_path}/config/metadata: cannot be read as a checkpoint's config: ")
 
 
 @pytest.mark.slow
 def test_samples_of_two_processes_are_those_of_one(workdir, tmp_path):
-    command = [sys.executable, "-m", "ucgm_jax.commands.sample", f"--checkpoint={workdir}", "--labels=0-9", "--count=12",
+    command = [sys.executable, "-m", "ucgm_jax", "sample", f"--checkpoint={workdir}", "--labels=0-9", "--count=12",
                "--stochasticity-ratio=0.5", "--batch-size=8"]  # fmt: skip
     environment, hosts = os.environ | {"JAX_PLATFORMS": "cpu"}, f"--coordinator=localhost:{processes.free_port()}"
     flags = [[], *([hosts, "--process-count=2", f"--process-index={index}"] for index in range(2))]
@@ -202,7 +202,7 @@ def test_sample_writes_a_picture_and_guidance_changes_it(workdir, tmp_path, monk
     for scale in (0.0, 500.0):  # eight steps of training have hardly begun to tell labels apart
         out = tmp_path / f"{scale}.png"
         flags = [f"--checkpoint={workdir}", f"--out={out}", "--labels=1,3", "--steps=3", f"--guidance-scale={scale}"]
-        assert call(sample.main, flags, monkeypatch, capsys)[0] == 0
+        assert call(sample, flags, monkeypatch, capsys)[0] == 0
         pictures.append(np.asarray(Image.open(out)))
     assert pictures[0].shape == pictures[1].shape
     assert not np.array_equal(*pictures)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.autoencoders import cases as autoencoder_cases
+from tests.commands import invoke
 from tests.golden_cases import GOLDEN, NETWORK_NAMES, golden_network, golden_state, meta
 from ucgm_jax.autoencoders import published as autoencoder_names
 from ucgm_jax.checkpoints import autoencoder_weights, converted, steps
@@ -36,7 +37,7 @@ def flags(case: str, name: str = "") -> list[str]:
 
 
 def run(*arguments) -> None:
-    convert.main(["convert", *map(str, arguments)])
+    invoke(convert, *arguments)
 
 
 def golden_file(case: str) -> pathlib.Path:
@@ -151,7 +152,7 @@ def test_the_folder_serves_sampling(tmp_path):
     found = steps.find(tmp_path / "folder")
     assert found.settings.transport == "ReLinear" and found.settings.network.name == "LightningDiT-S/1"
     command = [f"--checkpoint={tmp_path / 'folder'}", f"--out={tmp_path / 'x.npz'}", "--labels=1-2", "--count=8"]
-    sample.main(["sample", *command, "--steps=2", "--guidance-scale=4", "--guidance-interval=0.1,0.9"])
+    invoke(sample, *command, "--steps=2", "--guidance-scale=4", "--guidance-interval=0.1,0.9")
     with np.load(tmp_path / "x.npz") as samples:
         assert samples["x"].shape == (8, 4, 4, 8) and np.isfinite(samples["x"]).all() and samples["x"].std() > 0.1
 
@@ -290,7 +291,7 @@ def test_a_pickle_with_code_ends_the_process_with_one_line(tmp_path):
         {"a": Code(), **{key: torch.zeros(1) for key in families.torch_shapes(golden_network("tit_p2"))}},
         tmp_path / "w.pt",
     )
-    command = [sys.executable, "-m", "ucgm_jax.commands.convert", *flags("tit_p2"), f"--from={tmp_path / 'w.pt'}"]
+    command = [sys.executable, "-m", "ucgm_jax", "convert", *flags("tit_p2"), f"--from={tmp_path / 'w.pt'}"]
     done = subprocess.run([*command, f"--to={tmp_path / 'folder'}"], capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.count("\n") == 1 and "w.pt: holds code (" in done.stderr

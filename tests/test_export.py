@@ -16,6 +16,7 @@ from ucgm_jax.method import transports
 from ucgm_jax.networks import names
 from ucgm_jax.parallel import meshes
 from ucgm_jax.parallel.meshes import MeshSettings
+from ucgm_jax.sampling import exporting
 from ucgm_jax.sampling.generator import Generator
 
 FACTS = {"network": "TiT-S/4", "shape": (8, 8, 1), "num_classes": 10}
@@ -35,7 +36,7 @@ def made(tmp_path_factory):
     # Fresh weights predict 0 everywhere: the last layer starts at 0.
     parameters = jax.tree.map(lambda p: p + 0.05, network.init(jax.random.key(0)))
     path = tmp_path_factory.mktemp("exported") / "sampler.npz"
-    path.write_bytes(export.export(generator, parameters, FACTS, export.PLATFORMS))
+    np.savez(path, **exporting.export(generator, parameters, FACTS, export.PLATFORMS))
     return generator, parameters, path
 
 

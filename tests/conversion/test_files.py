@@ -10,6 +10,7 @@ from tests.golden_cases import GOLDEN, golden_network, golden_state
 from ucgm_jax.conversion import families, torch_files
 from ucgm_jax.conversion.originals import published_names
 from ucgm_jax.conversion.tables import ConversionError
+from ucgm_jax.errors import UserError
 from ucgm_jax.files import safetensors
 
 
@@ -53,12 +54,12 @@ class TestSafetensors:
     def test_truncated(self, tmp_path, keep):
         whole = (GOLDEN / "networks" / "tit_p2.safetensors").read_bytes()
         (tmp_path / "w.safetensors").write_bytes(whole[:keep])
-        with pytest.raises(ConversionError, match="truncated"):
+        with pytest.raises(UserError, match="truncated"):
             torch_files.read(tmp_path / "w.safetensors", "TiT")
 
     def test_something_else(self, tmp_path):
         (tmp_path / "w.safetensors").write_bytes((20).to_bytes(8, "little") + b"not a header at all, no")
-        with pytest.raises(ConversionError, match=r"not a .safetensors file"):
+        with pytest.raises(UserError, match=r"not a .safetensors file"):
             torch_files.read(tmp_path / "w.safetensors", "TiT")
 
 
@@ -164,7 +165,7 @@ class TestPickles:
 
     def test_weights_that_are_not_there(self, torch, tmp_path):
         torch.save({"model": as_tensors(torch, small_state())}, tmp_path / "w.pt")
-        with pytest.raises(ConversionError, match=r"--weights=ema: must be one of model in this file"):
+        with pytest.raises(ConversionError, match=r"weights=ema: must be one of model in this file"):
             torch_files.read(tmp_path / "w.pt", "TiT", "ema")
 
     @pytest.mark.parametrize("content, message", [([1, 2], "holds list"), ({"a": 1}, "holds no weights, only a")])

@@ -8,19 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from PIL import Image
 
 from configs.sampling_multi_steps import in1k256_lightningdit_xl_vavae_relinear as vavae_row
-from tests.commands import call
-from tests.training.small import small_config
+from tests.commands import call, invoke
+from tests.training.small import small_config, train
 from ucgm_jax import config, errors
-from ucgm_jax.commands import evaluate, evaluate_prepare, sample
+from ucgm_jax.commands import evaluate, evaluation, sample
 from ucgm_jax.data import sources
+from ucgm_jax.evaluation import sample_folder
 from ucgm_jax.evaluation.frechet import frechet_distance, statistics
-from ucgm_jax.evaluation.pixels import PixelJudge
-from ucgm_jax.parallel import processes, sample_folder
-from ucgm_jax.sampling import decoding, generator
-from ucgm_jax.training import loop
+from ucgm_jax.evaluation.pixels import PixelMetrics
+from ucgm_jax.parallel import processes
+from ucgm_jax.sampling import decoding
+from ucgm_jax.sampling import labels as labels_module
 
 COUNT = 130
 CASES = {(1, 50): "none", (2, 50): "none", (8, 50): "pixels", (1, 125): "none"}  # (devices, batch): metrics
@@ -30,7 +32,7 @@ CASES = {(1, 50): "none", (2, 50): "none", (8, 50): "pixels", (1, 125): "none"} 
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
     changes = {"train__steps": 2, "train__evaluate_every": 1, "train__evaluate_samples": 72, "sampler__steps": 2}
-    loop.train(small_config(**changes), folder)
+    train(small_config(**changes), folder)
     return folder
 
 
@@ -39,7 +41,7 @@ def arguments(workdir, out, *more):
 
 
 def prepared(given, devices):
-    return evaluate_prepare.prepare(evaluate.parser().parse_args(given), [], jax.devices()[:devices])
+    return evaluation.prepare(evaluate.parser().parse_args(given), [], jax.devices()[:devices])
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +51,9 @@ def evaluated(workdir, tmp_path_factory):
     for (devices, batch), metrics in CASES.items():
         out = tmp_path_factory.mktemp(f"{devices}-{batch}") / "out"
         more = [f"--metrics={metrics}", f"--batch-size={batch}", "--save=png,npz"]
-        evaluation = prepared(arguments(workdir, out, *more), devices)
-        evaluate.run(evaluation, out)
-        results[devices, batch] = out, evaluation
+        one = prepared(arguments(workdir, out, *more), devices)
+        evaluate.measure(one, out)
+        results[devices, batch] = out, one
     return results
 
 
@@ -64,19 +66,19 @@ def test_samples_are_the_same_on_any_devices_and_in_any_batches(evaluated):
     first_images, first_labels = samples(evaluated[1, 50][0])
     assert first_images.shape == (COUNT, 8, 8, 3) and first_images.std() > 10
     first_noise = None
-    for out, evaluation in evaluated.values():
+    for out, one in evaluated.values():
         images, labels = samples(out)
         np.testing.assert_array_equal(labels, first_labels)
         difference = np.abs(images - first_images)
         assert difference.max() <= 1 and np.count_nonzero(difference) <= difference.size / 10_000
-        noise = evaluation.generator.noise(np.arange(evaluation.generator.batch_size))
+        noise = one.generator.noise(np.arange(one.generator.batch_size))
         first_noise = noise if first_noise is None else first_noise
         rows = min(len(noise), len(first_noise))
         np.testing.assert_array_equal(noise[:rows], first_noise[:rows])
 
 
 def test_stopped_evaluation_goes_on_to_the_same_bits(workdir, evaluated, tmp_path, monkeypatch):
-    out, write, written = tmp_path / "out", sample_folder.Store.write, []
+    out, write, written = tmp_path / "out", sample_folder.SampleFolder.write, []
 
     def stopping(self, start, *values):
         if len(written) == 1:
@@ -86,22 +88,22 @@ def test_stopped_evaluation_goes_on_to_the_same_bits(workdir, evaluated, tmp_pat
         write(self, start, *values)
 
     given = arguments(workdir, out, "--metrics=pixels", "--batch-size=50", "--save=png,npz")
-    monkeypatch.setattr(sample_folder.Store, "write", stopping)
+    monkeypatch.setattr(sample_folder.SampleFolder, "write", stopping)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.run(prepared(given, 8), out)
+        evaluate.measure(prepared(given, 8), out)
     assert not (out / "results.json").exists()
     again = []
     monkeypatch.setattr(
-        sample_folder.Store, "write", lambda self, start, *rest: (again.append(start), write(self, start, *rest))
+        sample_folder.SampleFolder, "write", lambda self, start, *rest: (again.append(start), write(self, start, *rest))
     )
-    results = evaluate.run(prepared(given, 8), out)
+    results = evaluate.measure(prepared(given, 8), out)
     assert written == [0] and again == [56, 112] and not list(out.rglob("*.partial"))
     whole, _ = evaluated[8, 50]
     for ours, theirs in zip(samples(out), samples(whole), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert results["metrics"] == json.loads((whole / "results.json").read_text())["metrics"]
-    with pytest.raises(errors.UserError, match="--seed=1: .* was begun with 0; use that or another --out"):
-        evaluate.run(prepared([*given, "--seed=1"], 8), out)
+    with pytest.raises(errors.UserError, match="--seed=1: .* was begun with 0; use that or another folder"):
+        evaluate.measure(prepared([*given, "--seed=1"], 8), out)
 
 
 def test_what_is_written(workdir, evaluated):
@@ -110,7 +112,7 @@ def test_what_is_written(workdir, evaluated):
     source, labels = sources.digits(), np.arange(COUNT) % 10
     parts = [np.load(path) for path in sorted((out / "shards").glob("*.npz"))]
     x = np.concatenate([part["pixels"] for part in parts])
-    assert results["metrics"] == pytest.approx(PixelJudge(source).judge(x, labels))
+    assert results["metrics"] == pytest.approx(PixelMetrics(source)(x, labels))
     assert results["samples"] == COUNT and results["nfe"] == "2"
     plan = results["plan"]
     assert plan["checkpoint"] == {"folder": str(workdir / "checkpoints" / "2"), "step": 2}
@@ -140,8 +142,8 @@ class FakeExtractor:
 @pytest.fixture
 def inception(monkeypatch, tmp_path):
     """Flags of an evaluation with a fake Inception network and a reference, on the devices and batch of a case."""
-    monkeypatch.setattr(evaluate_prepare.inception, "load", lambda path: None)
-    monkeypatch.setattr(evaluate_prepare, "FeatureExtractor", FakeExtractor)
+    monkeypatch.setattr(evaluation.inception, "load", lambda path: None)
+    monkeypatch.setattr(evaluation, "FeatureExtractor", FakeExtractor)
     (tmp_path / "weights.pth").write_bytes(b"weights")
     real = (sources.digits().x.reshape(-1, 64) + 1) * 127.5
     mean, covariance = statistics(real)
@@ -156,11 +158,9 @@ def test_inception_figures_and_the_expected_one_beside(workdir, inception, tmp_p
     config_flags += ["--config.sampler.steps=2", "--config.expected.fid=1.5", "--config.expected.nfe=2"]
     given = arguments(workdir, out, "--batch-size=50", "--save=npz,features", *config_flags)
     metrics = "--metrics=fid,inception_score"
-    monkeypatch.setattr("sys.argv", ["evaluate", *given, *inception, metrics, "--extrapolation-ratio=0"])
-    with pytest.raises(SystemExit) as stop:
-        errors.run(lambda argv: evaluate.main(argv, jax.devices()))
+    flags = [*given, *inception, metrics, "--extrapolation-ratio=0"]
+    assert evaluate.run(evaluate.parser(), flags, jax.devices()) == 0
     printed = capsys.readouterr()
-    assert stop.value.code == 0, printed.err
     results = json.loads((out / "results.json").read_text())
     images, labels = samples(out)
     features = images[..., 0].reshape(COUNT, -1)
@@ -206,7 +206,7 @@ MISTAKES = [
 
 def refused(given, monkeypatch, capsys):
     """The one line on stderr of a command that ends with exit code 2."""
-    code, text = call(evaluate.main, given, monkeypatch, capsys)
+    code, text = call(evaluate, given, monkeypatch, capsys)
     lines = [line for line in text.splitlines() if line]
     assert code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
@@ -248,10 +248,8 @@ def test_too_few_samples_for_the_metric_is_one_line(workdir, inception, tmp_path
 
 def test_a_folder_with_something_else_is_left_alone(workdir, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.txt").write_text("mine")
-    monkeypatch.setattr("sys.argv", ["evaluate", *arguments(workdir, tmp_path, "--metrics=none")])
-    with pytest.raises(SystemExit) as stop:
-        errors.run(evaluate.main)
-    assert stop.value.code == 2 and "is not empty and holds no evaluation" in capsys.readouterr().err
+    code, text = call(evaluate, arguments(workdir, tmp_path, "--metrics=none"), monkeypatch, capsys)
+    assert code == 2 and "is not empty and holds no evaluation" in text
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -260,12 +258,12 @@ def test_a_damaged_plan_is_one_line(content, tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(content)
     with pytest.raises(errors.UserError, match=f"^{path}: cannot be read as the plan of an evaluation: "):
-        sample_folder.Store(tmp_path, {"--seed": 0}, np.zeros(3, int), ()).begin()
+        sample_folder.SampleFolder(tmp_path, {"--seed": 0}, np.zeros(3, int), ()).begin()
     assert path.read_text() == content and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_whose_making_was_stopped_is_gone_on_with(tmp_path, monkeypatch):
-    begin = lambda: sample_folder.Store(tmp_path / "out", {"--seed": 0}, np.zeros(3, int), ("png",)).begin()
+    begin = lambda: sample_folder.SampleFolder(tmp_path / "out", {"--seed": 0}, np.zeros(3, int), ("png",)).begin()
 
     def stop(self, **options):
         if self.name == "images":
@@ -287,7 +285,7 @@ def test_sampling_pixels_refuses_what_decodes_latents(flag, workdir, tmp_path):
     for name in ("x.png", "x.npz"):
         given = [f"--checkpoint={workdir}", f"--out={tmp_path / name}", f"--{flag}={value}"]
         with pytest.raises(errors.UserError, match=f"--{flag}={value}: is for latents, .* trained on digits"):
-            sample.main(["sample", *given])
+            invoke(sample, *given)
         assert not (tmp_path / name).exists()
 
 
@@ -296,17 +294,17 @@ def test_the_seed_is_the_config_s_unless_given(workdir, tmp_path):
     config_flags = ["--config=configs/digits.py", "--config.seed=7", *(f"--config.network.{one}" for one in network)]
     for flags, seed in ([], 7), (["--seed=3"], 3):
         given = evaluate.parser().parse_args(arguments(workdir, tmp_path, "--metrics=none", "--labels=random", *flags))
-        evaluation = evaluate_prepare.prepare(given, config_flags)
-        assert (evaluation.seed, evaluation.plan["--seed"]) == (seed, seed)
-        np.testing.assert_array_equal(evaluation.labels, generator.choose_labels("random", COUNT, 10, seed))
+        found = evaluation.prepare(given, config_flags)
+        assert (found.seed, found.plan["--seed"]) == (seed, seed)
+        np.testing.assert_array_equal(found.labels, labels_module.choose_labels("random", COUNT, 10, seed))
 
 
 def test_hosts_meet_before_they_gather(monkeypatch):
     calls = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(hosts.processes, "barrier", calls.append)
+    monkeypatch.setattr(processes, "barrier", calls.append)
     gather = lambda array: calls.append("gather") or np.stack([array, array + 1])
-    monkeypatch.setattr(hosts.multihost_utils, "process_allgather", gather)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
     assert processes.gather(np.arange(3, dtype=np.int32)).tolist() == [[0, 1, 2], [1, 2, 3]]
     processes.barrier("all samples were written")
     assert calls == ["gather", "gather", "all samples were written"]
@@ -319,11 +317,13 @@ def test_rounding_rules():
 
 
 def test_label_rules():
-    assert generator.choose_labels("in_turn", 6, 3, 0).tolist() == [0, 1, 2, 0, 1, 2]
-    assert generator.choose_labels("by_class", 6, 3, 0).tolist() == [0, 0, 1, 1, 2, 2]
-    few, many = (generator.choose_labels("random", count, 10, seed=3) for count in (100, 1001))
+    assert labels_module.choose_labels("in_turn", 6, 3, 0).tolist() == [0, 1, 2, 0, 1, 2]
+    assert labels_module.choose_labels("by_class", 6, 3, 0).tolist() == [0, 0, 1, 1, 2, 2]
+    few, many = (labels_module.choose_labels("random", count, 10, seed=3) for count in (100, 1001))
     np.testing.assert_array_equal(few, many[:100])
-    assert np.bincount(many).min() > 50 and not np.array_equal(few, generator.choose_labels("random", 100, 10, seed=4))
+    assert np.bincount(many).min() > 50 and not np.array_equal(
+        few, labels_module.choose_labels("random", 100, 10, seed=4)
+    )
 
 
 def test_latents_need_weights_and_statistics(tmp_path):
@@ -346,7 +346,7 @@ def test_training_evaluates_on_its_schedule(workdir):
 
 def test_training_refuses_a_schedule_that_it_cannot_keep(tmp_path):
     with pytest.raises(errors.UserError, match="train.evaluate_samples=64: must be above the 64 values of an example"):
-        loop.train(small_config(train__evaluate_every=1, train__evaluate_samples=64), tmp_path / "run")
+        train(small_config(train__evaluate_every=1, train__evaluate_samples=64), tmp_path / "run")
     settings = config.build(small_config(train__evaluate_every=5, data__name="latents"))
     with pytest.raises(errors.UserError, match="train.evaluate_every=5: needs one of digits, .*ucgm_jax.evaluate"):
         prepare_check(settings)

@@ -11,14 +11,14 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from tests.autoencoders import cases
-from tests.training.small import small_config
+from tests.commands import invoke
+from tests.training.small import small_config, train
 from ucgm_jax.autoencoders import published
 from ucgm_jax.checkpoints import reading
-from ucgm_jax.commands import evaluate, evaluate_prepare, sample
+from ucgm_jax.commands import evaluate, evaluation, sample
 from ucgm_jax.data import manifest
 from ucgm_jax.errors import UserError
 from ucgm_jax.files import json_files
-from ucgm_jax.training import loop
 
 MEAN, STD = np.linspace(-1, 1, 8), np.linspace(0.5, 2, 8)
 
@@ -56,21 +56,21 @@ def trained(tmp_path_factory):
         sampler__steps=1,
     )
     with pytest.raises(UserError, match="autoencoder.weights: must be given for vavae_f16d32"):
-        loop.train(config, folder / "run")
+        train(config, folder / "run")
     assert not (folder / "run").exists()
     config.autoencoder.weights = str(weights)
-    loop.train(config, folder / "run")
+    train(config, folder / "run")
     shutil.rmtree(data)
     weights.rename(folder / "moved.safetensors")
     return folder / "run", folder / "moved.safetensors"
 
 
 def run(trained, out, *flags):
-    sample.main(["sample", f"--checkpoint={trained[0]}", f"--out={out}", "--count=16", *flags])
+    invoke(sample, f"--checkpoint={trained[0]}", f"--out={out}", "--count=16", *flags)
 
 
 def test_the_checkpoint_keeps_the_normalisation(trained):
-    normalisation = reading.find(trained[0]).normalisation
+    normalisation = reading.find(trained[0]).spec.normalisation
     np.testing.assert_allclose(normalisation.mean, MEAN)
     np.testing.assert_allclose(normalisation.std, STD)
     assert normalisation.multiplier == 1
@@ -96,10 +96,10 @@ def converted(trained, tmp_path_factory):
     """The same weights as `ucgm_jax.commands.convert` writes them: without a word on whose latents they make."""
     folder = tmp_path_factory.mktemp("converted")
     shutil.copytree(trained[0] / "checkpoints" / "1", folder / "1")
-    shutil.rmtree(folder / "1" / "latents")
+    shutil.rmtree(folder / "1" / "data_spec")
     path = folder / "1" / "config" / "metadata"
     stored = json.loads(path.read_text())
-    stored["data"] |= {"name": "", "path": "", "autoencoder": ""}
+    stored["data"] |= {"name": "", "path": "", "autoencoder": "", "size": 4, "channels": 8}
     stored["autoencoder"] |= {"name": "idae_f1c3", "weights": ""}
     path.write_text(json.dumps(stored))
     return folder
@@ -108,9 +108,9 @@ def converted(trained, tmp_path_factory):
 def refused(message, checkpoint, out, *flags):
     """Checks that evaluating and sampling a picture are refused with the same line before anything is written."""
     given = [f"--checkpoint={checkpoint}", "--batch-size=16", *flags]
-    evaluation = evaluate.parser().parse_args([*given, f"--out={out / 'folder'}", "--samples=30", "--metrics=none"])
-    picture = ["sample", *given, f"--out={out / 'x.png'}"]
-    for command in (lambda: evaluate_prepare.prepare(evaluation, []), lambda: sample.main(picture)):
+    measured = [*given, f"--out={out / 'folder'}", "--samples=30", "--metrics=none"]
+    picture = [*given, f"--out={out / 'x.png'}"]
+    for command in (lambda: invoke(evaluate, *measured), lambda: invoke(sample, *picture)):
         with pytest.raises(UserError, match=message) as error:
             command()
         assert "\n" not in str(error.value)
@@ -130,7 +130,7 @@ def test_a_converted_model_of_latents_is_not_taken_for_one_of_pixels(trained, co
     ):
         refused(message, converted, tmp_path, *flags)
     given = [f"--checkpoint={converted}", f"--out={tmp_path}", "--samples=30", "--metrics=none", weights, stats, ours]
-    assert evaluate_prepare.prepare(evaluate.parser().parse_args(given), []).settings.data.name == "latents"
+    assert evaluation.prepare(evaluate.parser().parse_args(given), []).model.spec.kind == "latents"
 
 
 def test_a_folder_of_another_autoencoder_is_refused(trained, converted, tmp_path):
@@ -146,7 +146,7 @@ def test_a_folder_of_another_autoencoder_is_refused(trained, converted, tmp_path
     refused("latents of dcae_f32c32, must be of vavae_f16d32", converted, tmp_path, *flags)
     same = dataclasses.replace(other, autoencoder="vavae_f16d32")
     json_files.write(tmp_path / "manifest.json", dataclasses.asdict(same))
-    sample.main(["sample", f"--checkpoint={converted}", f"--out={tmp_path / 'x.png'}", "--count=8", *flags])
+    invoke(sample, f"--checkpoint={converted}", f"--out={tmp_path / 'x.png'}", "--count=8", *flags)
 
 
 def test_a_config_of_another_autoencoder_is_refused(trained, tmp_path):
@@ -155,11 +155,11 @@ def test_a_config_of_another_autoencoder_is_refused(trained, tmp_path):
     config_flags = ["--config=configs/base.py", *(f"--config.{change}" for change in changes)]
     given = evaluate.parser().parse_args([f"--checkpoint={trained[0]}", f"--out={tmp_path}", "--samples=30"])
     for more, message in (
-        ([], "autoencoder.name='e2evavae_f16d32': the checkpoint .* has 'vavae_f16d32'"),
+        ([], "autoencoder.name='e2evavae_f16d32': the data are latents of vavae_f16d32"),
         (["--config.data.name=images"], "data.name='images': the checkpoint .* has 'latents'"),
     ):
         with pytest.raises(UserError, match=message):
-            evaluate_prepare.prepare(given, [*config_flags, *more])
+            evaluation.prepare(given, [*config_flags, *more])
 
 
 def test_latents_may_stay_latents_but_a_picture_needs_weights(trained, tmp_path):
@@ -169,7 +169,7 @@ def test_latents_may_stay_latents_but_a_picture_needs_weights(trained, tmp_path)
     for flags, message in (
         ([], "moved|autoencoder"),  # the config's own path is gone
         (["--autoencoder-weights=none.pt"], "--autoencoder-weights=none.pt: no file of weights"),
-        (["--autoencoder=dcae_f32c32"], "--autoencoder=dcae_f32c32: the model's samples are latents of vavae_f16d32"),
+        (["--autoencoder=dcae_f32c32"], "--autoencoder='dcae_f32c32': the data are latents of vavae_f16d32"),
         (["--autoencoder=vae"], "name='vae': must be one of"),
         ([f"--autoencoder-weights={trained[1]}", "--statistics=none.npz"], "--statistics=none.npz: no such file"),
     ):

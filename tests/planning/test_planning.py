@@ -15,13 +15,13 @@ import jax
 import numpy as np
 import pytest
 
+from tests.commands import invoke
 from tests.training.small import small_config
 from ucgm_jax import config as config_module
 from ucgm_jax.commands import plan as command
 from ucgm_jax.errors import UserError
 from ucgm_jax.networks import flops
-from ucgm_jax.parallel import meshes
-from ucgm_jax.parallel import sharding
+from ucgm_jax.parallel import meshes, sharding
 from ucgm_jax.planning import chips, collectives, estimate, program, search
 from ucgm_jax.training import optimizers, speed
 from ucgm_jax.training import state as state_module
@@ -195,7 +195,7 @@ def test_what_training_would_refuse_is_refused(changes, message):
 @pytest.mark.parametrize("flag", ["--tries=0", "--batch-size=-8"])
 def test_counts_have_to_be_positive(flag):
     with pytest.raises(UserError, match=f"{flag}: must be at least"):
-        command.main(["plan", "--config=configs/digits.py", "--topology=v5e:2x2", flag])
+        invoke(command, "--config=configs/digits.py", "--topology=v5e:2x2", flag)
 
 
 def test_report_has_every_kind():
@@ -286,7 +286,7 @@ def test_refusal_keeps_the_numbers():
 
 def plan(tmp_path, *arguments):
     out = tmp_path / "plan.json"
-    command = [sys.executable, "-m", "ucgm_jax.commands.plan", "--config=configs/digits.py", f"--out={out}", *arguments]
+    command = [sys.executable, "-m", "ucgm_jax", "plan", "--config=configs/digits.py", f"--out={out}", *arguments]
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     subprocess.run(command, check=True, env=environment)
     return json.loads(out.read_text())

@@ -13,8 +13,7 @@ from ucgm_jax import config as config_module
 from ucgm_jax.data import pipeline, sources
 from ucgm_jax.method import transports
 from ucgm_jax.networks import convolutions, names
-from ucgm_jax.parallel import meshes
-from ucgm_jax.parallel import placement
+from ucgm_jax.parallel import meshes, placement
 from ucgm_jax.training import optimizers
 from ucgm_jax.training import state as state_module
 from ucgm_jax.training.step import batch_loss, compile_step, draw, loss_and_gradients, zero_non_finite
@@ -33,7 +32,7 @@ class Job:
         self.settings = config_module.build(config)
         self.source = sources.build(self.settings.data)
         self.mesh = meshes.make_mesh(self.settings.mesh, jax.devices()[:devices])
-        self.network = names.build(self.settings.network, self.source.shape, self.source.num_classes)
+        self.network = names.build(self.settings.network, self.source.spec.shape, self.source.spec.num_classes)
         self.optimizer = optimizers.build(self.settings.optimizer)
         self.abstract = state_module.abstract(self.network, self.optimizer, self.settings.objective)
         self.shardings = state_module.shardings(self.abstract, self.optimizer, self.mesh)

@@ -200,8 +200,6 @@ class ArrayRecordLatents(_Latents):
             count = len(self._records)
         except (RuntimeError, ValueError, OSError) as error:
             raise _corrupted(folder, error) from error
-        if count != manifest.examples:
-            raise UserError(f"data.path={folder}: {count} examples, {manifests.NAME} says {manifest.examples}")
         self._folder, self._bytes = folder, 4 * int(np.prod(shape))
         try:
             labels = read_npy(folder / LABELS)
@@ -273,6 +271,8 @@ def open_folder(
         source = SafetensorsLatents(folder, autoencoder, num_classes, normalisation, files)
     if manifest is not None and source.spec.shape != (*manifest.latent_shape[1:], manifest.latent_shape[0]):
         raise UserError(f"data.path={folder}: latents of shape {source.spec.shape}, {manifests.NAME} says otherwise")
+    if manifest is not None and len(source) != manifest.examples:
+        raise UserError(f"data.path={folder}: {len(source)} examples, {manifests.NAME} says {manifest.examples}")
     return source
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ucgm_jax.conversion.tables import ConversionError
+from ucgm_jax.errors import UserError
 from ucgm_jax.files.reading import MAX_DIMENSIONS, DamagedFile, conform, one_line, one_of, whole
 
 DTYPES = {
@@ -45,7 +45,7 @@ class SafetensorsFile(Mapping):
     The arrays may be written to; that changes no file.
 
     Raises:
-      ConversionError: the file is not of this format, or is truncated.
+      UserError: the file is not of this format, or is truncated.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -56,14 +56,14 @@ class SafetensorsFile(Mapping):
                 length = int.from_bytes(file.read(8), "little")
                 self.start = 8 + length
                 if size < 8 or self.start > size:
-                    raise ConversionError(f"{self.path}: truncated, or not a .safetensors file")
+                    raise UserError(f"{self.path}: truncated, or not a .safetensors file")
                 if length > MAX_HEADER:
-                    raise ConversionError(f"{self.path}: a header of {length} bytes, may have {MAX_HEADER}")
+                    raise UserError(f"{self.path}: a header of {length} bytes, may have {MAX_HEADER}")
                 self.metadata, self.entries = _header(file.read(length), size - self.start)
         except DamagedFile as error:
-            raise ConversionError(f"{self.path}: {error}") from error
+            raise UserError(f"{self.path}: {error}") from error
         except OSError as error:
-            raise ConversionError(f"{self.path}: {error.strerror or error}") from error
+            raise UserError(f"{self.path}: {error.strerror or error}") from error
 
     def __getitem__(self, key: str) -> np.ndarray:
         entry = self.entries[key]

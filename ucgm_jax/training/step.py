@@ -57,15 +57,11 @@ def rows_loss(settings: Settings, network: Network, parameters: Any, target: Any
     losses, _ = objective.loss(
         settings.objective,
         transport,
+        objective.Batch(rows["x"], rows["z"], rows["t"], rows["label"], rows["dropped"]),
         network=bind(parameters),
         frozen_network=bind(frozen),
         target_network=bind(frozen if target is None else target),
-        x=rows["x"],
-        z=rows["z"],
-        t=rows["t"],
-        labels=rows["label"],
         null_label=network.null_label,
-        dropped=rows["dropped"],
     )
     return losses.mean()
 
