@@ -22,12 +22,12 @@ def find(path: str | pathlib.Path, key: str = "weights") -> pathlib.Path:
     path = pathlib.Path(path)
     if path.is_file() or converted.autoencoder_name(path):
         return path
-    for suffixes in ((".safetensors",), torch_files.READABLE):
-        found = sorted(one for one in path.glob("*") if one.suffix in suffixes)
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(f"{key}={path}: {len(found)} files of weights, name one: {found[0].name}, ...")
+    try:
+        found = weight_files.in_folder(path, torch_files.READABLE) if path.is_dir() else None
+    except ConversionError as error:
+        raise UserError(f"{key}={error}") from error
+    if found:
+        return found
     raise UserError(f"{key}={path}: no file of weights ({', '.join(torch_files.READABLE)})")
 
 
