@@ -7,7 +7,7 @@ import pathlib
 from ucgm_jax.autoencoders.interface import Autoencoder
 from ucgm_jax.autoencoders.published import weights_name
 from ucgm_jax.checkpoints import converted
-from ucgm_jax.conversion import families, torch_files
+from ucgm_jax.conversion import families, torch_files, weight_files
 from ucgm_jax.conversion.tables import ConversionError
 from ucgm_jax.errors import UserError
 from ucgm_jax.networks.functional import Parameters

@@ -2,8 +2,8 @@
 
 People keep weights under many names: "ema" and "model" as the published training scripts do, "state_dict" as
 Lightning, "module" as DeepSpeed, "model_ema", "ema_model", "model_state_dict", ... A name of the wanted kind is taken;
-without one, the only state dict in the file, unless it stands under "model" where the average is wanted; or the one that
-a key names.
+without one, the only state dict in the file, unless it stands under "model" where the average is wanted; or the one
+that a key names.
 """
 
 from __future__ import annotations
