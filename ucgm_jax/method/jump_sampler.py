@@ -33,8 +33,8 @@ class JumpCoefficients(NamedTuple):
     """Everything that the loop multiplies by, one float64 row per step, computed on the host.
 
     t and r are the times of the network's call; data_* and noise_* give f^x and f^z from the output F and the input x;
-    compose_* the next input from f^x, f^z and xi; extrapolation is kappa, which the settings keep at 0: an F that is the
-    mean over [r, t] already is not to be extrapolated (published code can).
+    compose_* the next input from f^x, f^z and xi; extrapolation is kappa, which the settings keep at 0: an F that is
+    the mean over [r, t] already is not to be extrapolated (published code can).
     """
 
     t: Array
