@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from tests.training.small import small_config
-from ucgm_jax import config, export, exported
-from ucgm_jax.config import MeshSettings
-from ucgm_jax.evaluation.generate import Generator
+from ucgm_jax import config, exported
+from ucgm_jax.commands import export
 from ucgm_jax.exported import ExportedSampler
 from ucgm_jax.method import transports
 from ucgm_jax.networks import names
-from ucgm_jax.training import sharding
+from ucgm_jax.parallel import meshes
+from ucgm_jax.parallel.meshes import MeshSettings
+from ucgm_jax.sampling import exporting
+from ucgm_jax.sampling.generator import Generator
 
 FACTS = {"network": "TiT-S/4", "shape": (8, 8, 1), "num_classes": 10}
 
@@ -26,14 +28,14 @@ def made(tmp_path_factory):
         small_config(sampler__steps=3, sampler__stochasticity_ratio=0.5, guidance__scale=1.5, network__depth=1)
     )
     network = names.build(settings.network, (8, 8, 1), 10)
-    mesh = sharding.make_mesh(MeshSettings(), jax.devices()[:1])
+    mesh = meshes.make_mesh(MeshSettings(), jax.devices()[:1])
     generator = Generator(
         network, transports.get(settings.transport), settings.sampler, settings.guidance, mesh, batch_size=4
     )
     # Fresh weights predict 0 everywhere: the last layer starts at 0.
     parameters = jax.tree.map(lambda p: p + 0.05, network.init(jax.random.key(0)))
     path = tmp_path_factory.mktemp("exported") / "sampler.npz"
-    path.write_bytes(export.export(generator, parameters, FACTS, export.PLATFORMS))
+    np.savez(path, **exporting.export(generator, parameters, FACTS, export.PLATFORMS))
     return generator, parameters, path
 
 

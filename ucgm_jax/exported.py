@@ -2,7 +2,7 @@
 
 python -m ucgm_jax.exported --artifact=FILE.npz --labels=0-9 --count=80 --out=samples.npz
 
-An artifact is what `python -m ucgm_jax.export` writes: one file for processors, NVIDIA GPUs and TPUs, holding the
+An artifact is what `ucgm export` writes: one file for processors, NVIDIA GPUs and TPUs, holding the
 compiled-to-be program, the weights and the sampler's settings. This file can be copied elsewhere: it needs nothing else
 of the project.
 """

@@ -84,7 +84,7 @@ def test_pixel_space_source(tmp_path):
     folder = images.ImageFolder(tmp_path / "images")
     source = images.ImageSource(folder, 16)
     batch = source.read(np.array([3, 0]), np.array([False, True]))
-    assert source.shape == (16, 16, 3) and source.num_classes == 3 and len(source) == 6
+    assert source.spec.shape == (16, 16, 3) and source.spec.num_classes == 3 and len(source) == 6
     np.testing.assert_array_equal(batch["label"], [1, 0])
     np.testing.assert_allclose(batch["x"][0], folder.load(3, 16) / 127.5 - 1, atol=1e-6)
     np.testing.assert_allclose(batch["x"][1], folder.load(0, 16)[:, ::-1] / 127.5 - 1, atol=1e-6)

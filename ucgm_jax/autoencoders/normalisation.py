@@ -29,6 +29,16 @@ class Normalisation:
         if not self.multiplier:
             raise ValueError(f"latent multiplier {self.multiplier}: must not be 0")
 
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Normalisation:
+        """From the fields' values as JSON has them.
+
+        Raises:
+          ValueError, TypeError, KeyError: they are not.
+        """
+        mean, std = (tuple(map(float, stored[name])) for name in ("mean", "std"))
+        return cls(mean, std, float(stored["multiplier"]))
+
     def apply(self, latents: Any) -> Any:
         """Latents (..., C), NumPy or JAX, to data of a network."""
         return (latents - np.float32(self.mean)) / np.float32(self.std) * np.float32(self.multiplier)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ucgm_jax.conversion import families, tables
-from ucgm_jax.conversion.files import LazyState, TorchFile
 from ucgm_jax.conversion.originals import ORIGINALS, Original
 from ucgm_jax.conversion.tables import Computed, ConversionError, Parameters, Rule
+from ucgm_jax.conversion.torch_files import LazyState, TorchFile
 from ucgm_jax.networks.names import Network
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

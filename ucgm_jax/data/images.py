@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from ucgm_jax.data_spec import DataSpec
 from ucgm_jax.errors import UserError
 
 
@@ -193,7 +194,7 @@ class ImageSource:
     def __init__(self, images: Images, size: int):
         if size < 1:
             raise UserError(f"data.size={size}: must be given for a data set of images")
-        self._images, self.shape, self.num_classes = images, (size, size, 3), len(images.classes)
+        self._images, self.spec = images, DataSpec((size, size, 3), len(images.classes), data_set="images")
 
     def __len__(self) -> int:
         return len(self._images)
@@ -204,10 +205,10 @@ class ImageSource:
         Raises:
           UserError: an image cannot be read.
         """
-        x = np.empty((len(indices), *self.shape), np.float32)
+        x = np.empty((len(indices), *self.spec.shape), np.float32)
         for row, (index, flipped) in enumerate(zip(indices.tolist(), flip.tolist(), strict=True)):
             try:
-                pixels = self._images.load(index, self.shape[0])
+                pixels = self._images.load(index, self.spec.shape[0])
             except BadImage as error:
                 raise UserError(f"{self._images.name(index)}: unreadable image: {error}") from error
             x[row] = pixels[:, ::-1] if flipped else pixels

@@ -72,7 +72,7 @@ def batches(
       random_flip: mirror half of the examples.
       read_threads, prefetch: threads, and batches read ahead.
       process_index, process_count: which contiguous part of each batch to give.
-      rows: the rows of each batch to give instead; see `sharding.process_rows`.
+      rows: the rows of each batch to give instead; see `meshes.process_rows`.
 
     Yields:
       {"x": (batch_size / process_count, H, W, C) float32, "label": (...,) int32, "index": (...,) int64, the examples'

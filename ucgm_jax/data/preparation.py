@@ -23,10 +23,11 @@ import numpy as np
 from ucgm_jax.data import manifest as manifests
 from ucgm_jax.data.images import BadImage, Images
 from ucgm_jax.data.latents import KEYS, LABELS
-from ucgm_jax.data.manifest import PLAN, replacing, write_json
+from ucgm_jax.data.manifest import PLAN
 from ucgm_jax.data.shards import SUFFIXES, WRITERS
 from ucgm_jax.data.statistics import STATISTICS, Moments
-from ucgm_jax.errors import UserError, read_json, user_errors
+from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.files import atomic, checksums, json_files
 from ucgm_jax.method.checks import at_least, check, seed
 
 # (images (b, S, S, 3) uint8, their places in the list (b,)) -> latents of them and of their mirrors, (b, C, h, w) each.
@@ -72,8 +73,8 @@ class Preparation:
 
     def __post_init__(self):
         if self.format not in SUFFIXES:
-            raise UserError(f"--format={self.format}: must be one of {', '.join(SUFFIXES)}")
-        with user_errors("--"):
+            raise UserError(f"format={self.format}: must be one of {', '.join(SUFFIXES)}")
+        with user_errors():
             at_least(self, 1, "shard_size", "batch_size", "threads")
             check(self, seed=seed(self.seed), max_bad_share=(0 <= self.max_bad_share <= 1, "from 0 to 1"))
 
@@ -109,20 +110,20 @@ def claim(job: Preparation, wanted: dict[str, Any]) -> None:
     try:
         (job.out / REPORTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out={job.out}: cannot be made a folder: {error.strerror}") from error
+        raise UserError(f"out={job.out}: cannot be made a folder: {error.strerror}") from error
     path = job.out / PLAN
     # In this order: the other processes write their plan before their shards.
     has_shards = any(job.out.glob(f"*{SUFFIXES[job.format]}"))
     if not path.exists():
         if has_shards:
-            raise UserError(f"--out={job.out}: holds shards without a {PLAN}; choose another folder")
-        write_json(path, wanted, overwrite=False)
-    found = read_json(path, "the plan of an encoding")
+            raise UserError(f"out={job.out}: holds shards without a {PLAN}; choose another folder")
+        json_files.write(path, wanted, overwrite=False)
+    found = json_files.read(path, "the plan of an encoding")
     differing = [key for key in wanted if found.get(key) != wanted[key]]
     if differing:
         key, brief = differing[0], lambda value: value if len(str(value)) < 60 else "another"
         raise UserError(
-            f"--out={job.out}: begun with {key}={brief(found.get(key))}, now {brief(wanted[key])}; "
+            f"out={job.out}: begun with {key}={brief(found.get(key))}, now {brief(wanted[key])}; "
             "choose another folder or remove this one"
         )
 
@@ -236,13 +237,13 @@ def _encode_shard(
     del parts
     labels = np.asarray([images.label(place) for place in places], np.int64)
     moments = Moments.of(arrays["latents"]).merge(Moments.of(arrays["latents_flip"]))
-    with replacing(job.shard(number)) as partial:
+    with atomic.replacing(job.shard(number)) as partial:
         WRITERS[job.format](partial, arrays, labels)
         shard = {"file": job.shard(number).name, "examples": len(places), "bytes": partial.stat().st_size}
-        shard["sha256"] = manifests.sha256(partial)
+        shard["sha256"] = checksums.sha256(partial)
         # Before the shard gets its name, so that a shard never stands without its report.
         outcome = {"shard": shard, "labels": labels.tolist(), "skipped": skipped, "moments": moments.to_json()}
-        write_json(job.report(number), outcome)
+        json_files.write(job.report(number), outcome)
 
 
 def finish(job: Preparation, images: Images) -> manifests.Manifest | None:
@@ -255,15 +256,15 @@ def finish(job: Preparation, images: Images) -> manifests.Manifest | None:
     examples = sum(outcome["shard"]["examples"] for outcome in outcomes)
     if len(skipped) > job.max_bad_share * len(images) or not examples:
         raise TooManyBadImages(
-            f"{len(skipped)} of {len(images)} images could not be read, allowed are --max-bad-share="
+            f"{len(skipped)} of {len(images)} images could not be read, allowed are max_bad_share="
             f"{job.max_bad_share}: {', '.join(one['image'] for one in skipped[:3])}"
         )
     moments = functools.reduce(Moments.merge, (outcome["moments"] for outcome in outcomes))
-    with replacing(job.out / f"{STATISTICS}.npz") as partial, open(partial, "wb") as file:
+    with atomic.replacing(job.out / f"{STATISTICS}.npz") as partial, open(partial, "wb") as file:
         np.savez(file, **moments.arrays())
     if job.format == "array_record":
         labels = np.concatenate([np.asarray(outcome["labels"], np.int64) for outcome in outcomes])
-        with replacing(job.out / LABELS) as partial, open(partial, "wb") as file:
+        with atomic.replacing(job.out / LABELS) as partial, open(partial, "wb") as file:
             np.save(file, labels)
     manifest = manifests.Manifest(
         autoencoder=job.autoencoder,
@@ -276,15 +277,15 @@ def finish(job: Preparation, images: Images) -> manifests.Manifest | None:
         shards=tuple(outcome["shard"] for outcome in outcomes),
         skipped=skipped,
     )
-    write_json(job.out / manifests.NAME, dataclasses.asdict(manifest))
-    manifests.remove_partial(job.out, job.out / REPORTS)
+    json_files.write(job.out / manifests.NAME, dataclasses.asdict(manifest))
+    atomic.remove_partial(job.out, job.out / REPORTS)
     return manifest
 
 
 def _outcome(job: Preparation, number: int) -> dict[str, Any]:
     """A shard's report."""
     path = job.report(number)
-    outcome = read_json(path, "the report of a shard")
+    outcome = json_files.read(path, "the report of a shard")
     try:
         moments = Moments.from_json(outcome["moments"])
         if not moments.mean.shape == moments.deviations.shape == job.latent_shape[:1]:

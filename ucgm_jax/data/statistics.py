@@ -90,7 +90,7 @@ def load(path: pathlib.Path, key: str = "data.statistics") -> Normalisation:
         if path.suffix == ".npz":
             stored = dict(np.load(path))
         elif path.suffix == ".safetensors":
-            from ucgm_jax.conversion.safetensors_format import SafetensorsFile
+            from ucgm_jax.files.safetensors import SafetensorsFile
 
             stored = dict(SafetensorsFile(path))
         else:

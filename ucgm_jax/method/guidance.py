@@ -5,13 +5,42 @@ Ho and Salimans, arXiv 2207.12598; limited to an interval, Kynkaanniemi et al., 
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ucgm_jax.method import checks
+from ucgm_jax.method.checks import check
 from ucgm_jax.method.transports import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidanceSettings:
+    """Classifier-free guidance while sampling.
+
+    Attributes:
+      scale: guidance scale w; 0 (as in the published configs) or 1 means none.
+      interval: (lowest, highest) guided time, in the transport's own time.
+    """
+
+    scale: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self):
+        check(
+            self,
+            scale=(math.isfinite(self.scale), "finite"),
+            interval=checks.interval(self.interval),
+        )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether guidance changes anything."""
+        return self.scale not in (0.0, 1.0)
 
 
 def guided(

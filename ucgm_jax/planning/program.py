@@ -11,18 +11,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from ucgm_jax.config import MeshSettings, Settings
 from ucgm_jax.data import sources
 from ucgm_jax.errors import UserError, user_errors
-from ucgm_jax.evaluation.generate import Generator
-from ucgm_jax.method import transports
+from ucgm_jax.model import Model
 from ucgm_jax.networks import attention, flops, names
 from ucgm_jax.networks.names import Network
+from ucgm_jax.parallel import meshes, sharding
 from ucgm_jax.planning import collectives
 from ucgm_jax.planning.chips import GIB, Chip
-from ucgm_jax.training import optimizers, sharding
+from ucgm_jax.settings import Settings
+from ucgm_jax.training import optimizers
 from ucgm_jax.training import state as state_module
 from ucgm_jax.training.step import compile_step, train_step
 
@@ -72,17 +71,6 @@ XLA_ATTENTION = (
 )
 
 
-def build_network(settings: Settings) -> Network:
-    """The config's network. The data set is only opened where the config does not say what its examples are."""
-    data = settings.data
-    shape, classes = (data.size, data.size, data.channels), data.num_classes
-    if not (data.size and data.channels and data.num_classes):
-        source = sources.build(data)
-        shape, classes = source.shape, source.num_classes
-    with user_errors():
-        return names.build(settings.network, shape, classes)
-
-
 def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) -> Compiled:
     """Compiles the training step on the config's mesh of these (described) chips.
 
@@ -90,13 +78,14 @@ def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) 
       UserError: the mesh or the batch does not go with the number of chips, or attention not with the compiler.
     """
     check_attention(settings, chip)
-    mesh = described_mesh(settings.mesh, devices)
-    sharding.check_batch(settings.train.batch_size, mesh, microbatches=settings.train.gradient_accumulation)
-    network, optimizer = build_network(settings), optimizers.build(settings.optimizer)
+    mesh, train = meshes.make_mesh(settings.mesh, devices), settings.train
+    meshes.check_batch(train.batch_size, meshes.batch_parts(mesh), microbatches=train.gradient_accumulation)
+    network = Model(settings, sources.spec_of(settings), mesh).architecture
+    optimizer = optimizers.build(settings.optimizer)
     sharding.check_network(network, mesh)
     state = state_module.abstract(network, optimizer, settings.objective)
     placed = state_module.shardings(state, optimizer, mesh)
-    split = sharding.batch_sharding(mesh)
+    split = meshes.batch_sharding(mesh)
     batch = _batch(network, settings.train.batch_size)
     step = compile_step(settings, network, optimizer, mesh, placed)
     memory = {
@@ -106,7 +95,8 @@ def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) 
     }
     memory["batch"] = sharding.bytes_per_device(batch, jax.tree.map(lambda _: split, batch))
     operations = {
-        policy: _operations(settings, policy, optimizer, state, batch) for policy in {settings.network.remat, "none"}
+        policy: _operations(settings, policy, network, optimizer, state, batch)
+        for policy in {settings.network.remat, "none"}
     }
     computed, model = operations[settings.network.remat], operations["none"]
     start = time.monotonic(), time.process_time()
@@ -116,14 +106,12 @@ def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) 
 
 
 def compile_sampler(settings: Settings, chip: Chip, devices: list[jax.Device], batch_size: int) -> Compiled:
-    """Compiles the sampler, weights whole on every chip, as `python -m ucgm_jax.sample` runs it."""
+    """Compiles the sampler, weights whole on every chip, as `ucgm sample` runs it."""
     check_attention(settings, chip)
-    mesh = described_mesh(settings.mesh, devices)
-    network = build_network(settings)
-    generator = Generator(
-        network, transports.get(settings.transport), settings.sampler, settings.guidance, mesh, batch_size
-    )
-    whole = jax.tree.map(lambda _: sharding.replicated(mesh), network.abstract_parameters)
+    mesh = meshes.make_mesh(settings.mesh, devices)
+    model = Model(settings, sources.spec_of(settings), mesh)
+    network, generator = model.architecture, model.generator(batch_size)
+    whole = jax.tree.map(lambda _: meshes.replicated(mesh), network.abstract_parameters)
     memory = {"parameters": sharding.bytes_per_device(network.abstract_parameters, whole)}
     model = float(flops.forward_flops(network)) * generator.nfe * batch_size
     start = time.monotonic(), time.process_time()
@@ -144,11 +132,6 @@ def check_attention(settings: Settings, chip: Chip) -> None:
 def traced_for(chip: Chip) -> contextlib.AbstractContextManager:
     """Attention is chosen as on the chip. On GPUs that would be cuDNN's, see `check_attention`."""
     return attention.traced_for("cpu" if chip.is_gpu else "tpu")
-
-
-def described_mesh(settings: MeshSettings, devices: list[jax.Device]) -> Mesh:
-    """The config's mesh over devices that need not be there, in the order that suits their grid."""
-    return sharding.make_mesh(settings, devices)
 
 
 def _compile(settings, chip, mesh, batch_size, lowered, memory, model, computed, start) -> Compiled:
@@ -197,10 +180,11 @@ def _refusal(message: str) -> str:
     return " ".join(one for one in sentences if re.search(r"\d[\d.]*[GMK]", one))[:400] or message[:400]
 
 
-def _operations(settings: Settings, remat: str, optimizer: Any, state: Tree, batch: Tree) -> float:
+def _operations(settings: Settings, remat: str, network: Network, optimizer: Any, state: Tree, batch: Tree) -> float:
     """Operations of the step over all devices, with what this policy computes again."""
     settings = dataclasses.replace(settings, network=dataclasses.replace(settings.network, remat=remat))
-    network = build_network(settings)
+    with user_errors():
+        network = names.build(settings.network, network.shape, network.num_classes)
     step = lambda state, batch: train_step(settings, network, optimizer, state, batch)
     return float(flops.operations(step, state, batch))
 
