@@ -29,6 +29,7 @@ from ucgm_jax.data.shards import SUFFIXES, WRITERS
 from ucgm_jax.data.statistics import STATISTICS, Moments
 from ucgm_jax.errors import UserError, user_errors
 from ucgm_jax.files import atomic, checksums, json_files
+from ucgm_jax.files.memory import check_room
 from ucgm_jax.method.checks import at_least, check, seed
 
 # (images (b, S, S, 3) uint8, their places in the list (b,)) -> latents of them and of their mirrors, (b, C, h, w) each.
@@ -78,8 +79,13 @@ class Preparation:
         if self.format not in SUFFIXES:
             raise UserError(f"format={self.format}: must be one of {', '.join(SUFFIXES)}")
         with user_errors():
-            at_least(self, 1, "shard_size", "batch_size", "threads")
+            at_least(self, 1, "shard_size", "batch_size", "image_size", most=2**31)
+            at_least(self, 1, "threads", most=2**10)
             check(self, seed=seed(self.seed), max_bad_share=(0 <= self.max_bad_share <= 1, "from 0 to 1"))
+
+        # Images read ahead and in a batch, and a batch of floats; the latents of a shard of one image at the least.
+        images = 3 * self.image_size**2 * (7 * self.batch_size + self.threads)
+        check_room(f"image_size={self.image_size}, batch_size={self.batch_size}", images)
 
     def shard(self, number: int) -> pathlib.Path:
         """The path of a shard."""

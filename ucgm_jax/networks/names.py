@@ -56,8 +56,9 @@ class NetworkSettings:
     attention: str = "auto"
 
     def __post_init__(self):
-        at_least(self, 0, "hidden_size", "depth", "num_heads", "encoder_depth")
-        at_least(self, 1, "unroll")
+        at_least(self, 0, "hidden_size", most=2**20)
+        at_least(self, 0, "depth", "num_heads", "encoder_depth", most=2**14)
+        at_least(self, 1, "unroll", most=2**14)
         check(
             self,
             compute_dtype=one_of(self.compute_dtype, ("float32", "bfloat16")),
