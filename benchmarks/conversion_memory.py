@@ -48,7 +48,7 @@ def convert(arguments: list[str]) -> None:
 
     jax.block_until_ready(jnp.zeros(1))
     baseline, start = resident(), time.perf_counter()
-    command.main(["convert", *arguments])
+    command.run(command.parser(), arguments)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"bytes": peak - baseline, "seconds": time.perf_counter() - start}))
 

@@ -57,7 +57,7 @@ def train(changes: dict, shape: tuple[int, int, int], steps: int) -> tuple[list[
     settings = config_module.build(small_config(**{**depth, **changes, **mesh_changes}))
     mesh = meshes.make_mesh(settings.mesh, jax.devices()[: math.prod(shape)])
     source = sources.build(settings.data)
-    network = names.build(settings.network, source.shape, source.num_classes)
+    network = names.build(settings.network, source.spec.shape, source.spec.num_classes)
     optimizer = optimizers.build(settings.optimizer)
     abstract = state_module.abstract(network, optimizer, settings.objective)
     shardings = state_module.shardings(abstract, optimizer, mesh)
@@ -88,11 +88,11 @@ def main(argv: list[str]) -> int:
     jax.config.update("jax_num_cpu_devices", 8)
     kept = json.loads(pathlib.Path(given.out).read_text())["rows"] if pathlib.Path(given.out).exists() else []
     rows = [row for row in kept if given.only not in row["case"]]
-    for case, (changes, meshes) in CASES.items():
+    for case, (changes, shapes) in CASES.items():
         if given.only not in case:
             continue
         reference = None
-        for shape in meshes:
+        for shape in shapes:
             losses, seconds, compiling = train(changes, shape, given.steps)
             reference = reference or losses
             difference = float(np.max(np.abs(np.divide(losses, reference) - 1)))

@@ -17,9 +17,10 @@ ucgm_environment() { # extras
     echo "error: UCGM_PYTHON: must name a Python of version 3.11 or newer; none was found" >&2
     exit 2
   fi
-  # Made anew when the requirements change; extras are added as they are asked for.
+  # Made anew when the project's metadata change, which stand before the settings of tools; extras are added as they
+  # are asked for.
   local requirements
-  requirements="$(cksum <setup.py)"
+  requirements="$(sed '/^\[tool/,$d' pyproject.toml | cksum)"
   if [ ! -f "$folder/stamp" ] || [ "$(head -n 1 "$folder/stamp")" != "$requirements" ]; then
     echo "installing into $folder with $($python --version)"
     "$python" -m venv --clear "$folder"

@@ -35,8 +35,8 @@ CONFIG = "--config=configs/digits.py"
     [
         ([CONFIG, "--config.train.stepz=3"], "unknown key: .stepz. Did you mean .steps"),
         ([CONFIG, "--config.train.steps=many"], "train.steps=many"),
-        (["--config=configs/nothing.py"], "--config: .*No such file or directory: .configs/nothing.py."),
-        ([], "--config: must name a config file"),
+        (["--config=configs/nothing.py"], "--config=configs/nothing.py: no such file, nor a shipped config"),
+        ([], "--config: must be given"),
         ([CONFIG, "--config.transport=Linaer"], "transport='Linaer': must be one of Linear, ReLinear, TrigFlow"),
         ([CONFIG, "--config.network.name=TiT-XXL/3"], "network.name='TiT-XXL/3': must be"),
         ([CONFIG, "--config.network.hidden_size=66"], "network.hidden_size=66: must be a multiple of"),
@@ -71,12 +71,12 @@ def test_a_config_away_from_those_it_starts_from_is_one_line(tmp_path, monkeypat
     flags = [f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}"]
     code, text = call(train_command, flags, monkeypatch, capsys)
     assert code == 2
-    assert text == "error: --config: No module named 'elsewhere'; start in the folder that holds configs/\n"
+    assert text == f"error: --config={tmp_path / 'mine.py'}, line 1: ModuleNotFoundError: No module named 'elsewhere'\n"
 
 
 def test_work_folder_must_be_given(monkeypatch, capsys):
     code, text = call(train_command, [CONFIG], monkeypatch, capsys)
-    assert code == 2 and text.startswith("error: --workdir: must be given")
+    assert code == 2 and text == "error: the following arguments are required: --workdir\n"
 
 
 @pytest.mark.parametrize(
@@ -222,12 +222,12 @@ def test_metrics_that_are_not_finite_are_null(tmp_path):
 
 
 def test_progress_reports_rate_and_time_left(monkeypatch):
-    from ucgm_jax.training import records
+    from ucgm_jax.parallel import progress as progress_module
 
     now = [100.0]
-    monkeypatch.setattr(records.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
     stream = io.StringIO()
-    progress = records.Progress(total=110, done=10, stream=stream)
+    progress = progress_module.Progress(total=110, done=10, stream=stream)
     now[0] += 20.0
     progress.show(50, "loss 0.5")
     assert stream.getvalue() == "step 50/110  2.00/s  ETA 0:00:30  loss 0.5\n"

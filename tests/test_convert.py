@@ -16,10 +16,11 @@ from tests.autoencoders import cases as autoencoder_cases
 from tests.commands import invoke
 from tests.golden_cases import GOLDEN, NETWORK_NAMES, golden_network, golden_state, meta
 from ucgm_jax.autoencoders import published as autoencoder_names
-from ucgm_jax.checkpoints import autoencoder_weights, converted, steps
+from ucgm_jax.checkpoints import autoencoder_weights, converted, reading
 from ucgm_jax.commands import convert, sample
 from ucgm_jax.conversion import families, torch_files
 from ucgm_jax.errors import UserError
+from ucgm_jax.files import checksums
 
 
 def flags(case: str, name: str = "") -> list[str]:
@@ -87,13 +88,9 @@ def test_autoencoder_there_and_back_bit_for_bit(tmp_path, capsys, small_autoenco
         assert back[key].dtype == tensor.dtype and back[key].tobytes() == tensor.tobytes(), key
     direct, stored = (autoencoder_weights.load(small_autoencoder, path) for path in (source, folder))
     assert jax.tree.all(jax.tree.map(np.array_equal, direct, stored))
-    assert (
-        autoencoder_weights.checksum(folder)
-        == autoencoder_weights.checksum(folder)
-        != autoencoder_weights.checksum(source)
-    )
+    assert checksums.sha256(folder) == checksums.sha256(folder) != checksums.sha256(source)
     with pytest.raises(UserError, match="holds no checkpoint"):
-        steps.find(folder)
+        reading.find(folder)
     other = dataclasses.replace(small_autoencoder, name="e2evavae_f16d32")
     with pytest.raises(UserError, match="holds vavae_f16d32, must hold e2evavae_f16d32"):
         autoencoder_weights.load(other, folder)
@@ -149,7 +146,7 @@ def test_verify_prints_the_differences(tmp_path, capsys):
 
 def test_the_folder_serves_sampling(tmp_path):
     run(*flags("lightningdit_p1"), f"--from={golden_file('lightningdit_p1')}", f"--to={tmp_path / 'folder'}")
-    found = steps.find(tmp_path / "folder")
+    found = reading.find(tmp_path / "folder")
     assert found.settings.transport == "ReLinear" and found.settings.network.name == "LightningDiT-S/1"
     command = [f"--checkpoint={tmp_path / 'folder'}", f"--out={tmp_path / 'x.npz'}", "--labels=1-2", "--count=8"]
     invoke(sample, *command, "--steps=2", "--guidance-scale=4", "--guidance-interval=0.1,0.9")
@@ -276,8 +273,9 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(converted, "write_parameters", full)
-    message = refused(tmp_path, *flags("tit_p2"), f"--from={golden_file('tit_p2')}")
-    assert message.endswith("No space left on device")
+    with pytest.raises(OSError, match="No space left on device") as stop:
+        run("--to", tmp_path / "folder", *flags("tit_p2"), f"--from={golden_file('tit_p2')}")
+    assert stop.value.filename == str(tmp_path / "folder") and not list(tmp_path.iterdir())
 
 
 def test_a_pickle_with_code_ends_the_process_with_one_line(tmp_path):

@@ -116,7 +116,7 @@ def test_dry_run_says_what_would_start_and_writes_nothing(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="mesh.data=-1 x mesh.fsdp=3 x mesh.tensor=1: must multiply to the 32 devices"):
         call("--config.mesh.fsdp=3")
-    with pytest.raises(UserError, match="train.batch_size=64: must be a multiple of .* = 192"):
+    with pytest.raises(UserError, match="train.batch_size=64: must be a multiple of .* = 6 x 32"):
         call("--config.train.gradient_accumulation=6")
 
 

@@ -1,5 +1,6 @@
 """python -m ucgm_jax.evaluate: the same samples on any devices, the right figures, one line for a mistake."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -13,14 +14,18 @@ from PIL import Image
 
 from configs.sampling_multi_steps import in1k256_lightningdit_xl_vavae_relinear as vavae_row
 from tests.commands import call, invoke
-from tests.training.small import small_config, train
+from tests.training.small import run_of, small_config, train
 from ucgm_jax import config, errors
 from ucgm_jax.commands import evaluate, evaluation, sample
+from ucgm_jax.commands import train as train_command
 from ucgm_jax.data import sources
+from ucgm_jax.data_spec import described
 from ucgm_jax.evaluation import sample_folder
 from ucgm_jax.evaluation.frechet import frechet_distance, statistics
 from ucgm_jax.evaluation.pixels import PixelMetrics
-from ucgm_jax.parallel import processes
+from ucgm_jax.model import Model
+from ucgm_jax.parallel import meshes, processes
+from ucgm_jax.parallel.meshes import MeshSettings
 from ucgm_jax.sampling import decoding
 from ucgm_jax.sampling import labels as labels_module
 
@@ -183,7 +188,7 @@ MISTAKES = [
     (["--metrics=ssim"], "--metrics=ssim: must be some of fid, "),
     (["--metrics=pixels,fid"], "--metrics=pixels,fid: must be some of"),
     (["--samples=60"], "pixels of 60 samples: needs at least 65"),
-    (["--samples=105"], "--samples=105: must be a multiple of the 10 classes for --labels=in_turn"),
+    (["--samples=105"], "--samples=105: must be a multiple of the 10 classes for labels that are in_turn"),
     (["--samples=0"], "--samples=0: must be at least 1"),
     (["--labels=sorted"], "--labels=sorted: must be one of in_turn, by_class, random"),
     (["--rounding=up"], "--rounding=up: must be one of truncate, nearest"),
@@ -321,20 +326,20 @@ def test_label_rules():
     assert labels_module.choose_labels("by_class", 6, 3, 0).tolist() == [0, 0, 1, 1, 2, 2]
     few, many = (labels_module.choose_labels("random", count, 10, seed=3) for count in (100, 1001))
     np.testing.assert_array_equal(few, many[:100])
-    assert np.bincount(many).min() > 50 and not np.array_equal(
-        few, labels_module.choose_labels("random", 100, 10, seed=4)
-    )
+    few_again = labels_module.choose_labels("random", 100, 10, seed=4)
+    assert np.bincount(many).min() > 50 and not np.array_equal(few, few_again)
 
 
 def test_latents_need_weights_and_statistics(tmp_path):
     settings = config.build(vavae_row.get_config())
-    with pytest.raises(errors.UserError, match="--autoencoder-weights: must be given for vavae_f16d32"):
-        decoding.decoder(settings, "", "")
-    with pytest.raises(errors.UserError, match="--statistics: must be given for vavae_f16d32"):
-        decoding.decoder(settings, str(tmp_path), "")
+    model = Model(settings, described(settings), meshes.make_mesh(MeshSettings()))
+    with pytest.raises(errors.UserError, match="^autoencoder_weights: must be given for vavae_f16d32"):
+        model.decoder()
+    with pytest.raises(errors.UserError, match="^statistics: must be given for vavae_f16d32"):
+        model.with_autoencoder(weights=str(tmp_path)).decoder()
     np.savez(tmp_path / "latents_stats.npz", mean=np.zeros((1, 32, 1, 1)), std=np.ones((1, 32, 1, 1)))
-    with pytest.raises(errors.UserError, match="--autoencoder-weights=.*: no file of weights"):
-        decoding.decoder(settings, str(tmp_path), str(tmp_path / "latents_stats.npz"))
+    with pytest.raises(errors.UserError, match="^autoencoder_weights=.*: no file of weights"):
+        model.with_autoencoder("", str(tmp_path), str(tmp_path / "latents_stats.npz")).decoder()
 
 
 def test_training_evaluates_on_its_schedule(workdir):
@@ -347,13 +352,8 @@ def test_training_evaluates_on_its_schedule(workdir):
 def test_training_refuses_a_schedule_that_it_cannot_keep(tmp_path):
     with pytest.raises(errors.UserError, match="train.evaluate_samples=64: must be above the 64 values of an example"):
         train(small_config(train__evaluate_every=1, train__evaluate_samples=64), tmp_path / "run")
-    settings = config.build(small_config(train__evaluate_every=5, data__name="latents"))
-    with pytest.raises(errors.UserError, match="train.evaluate_every=5: needs one of digits, .*ucgm_jax.evaluate"):
-        prepare_check(settings)
+    run = run_of(small_config(train__evaluate_every=5))
+    run.source.spec = dataclasses.replace(run.source.spec, data_set="images")
+    with pytest.raises(errors.UserError, match="train.evaluate_every=5: needs one of digits, .*ucgm evaluate"):
+        train_command.periodic(run, tmp_path / "run")
     assert not pathlib.Path(tmp_path / "run").exists()
-
-
-def prepare_check(settings):
-    from ucgm_jax.evaluation import schedule
-
-    schedule.check(settings, sources.digits())

@@ -124,7 +124,7 @@ def test_a_converted_model_of_latents_is_not_taken_for_one_of_pixels(trained, co
     for flags, message in (
         ([], "--autoencoder: must be given for images: the model has 8 channels"),
         ([weights, stats], "--autoencoder: must be given for images: the model has 8 channels"),
-        ([weights, stats, "--autoencoder=sdvae_f8c4"], "name='sdvae_f8c4': has latents of 4 channels, .* have 8"),
+        ([weights, "--autoencoder=sdvae_f8c4"], "name='sdvae_f8c4': has latents of 4 channels, .* have 8"),
         ([stats, ours], "--autoencoder-weights: must be given for vavae_f16d32"),
         ([weights, ours], "--statistics: must be given for vavae_f16d32"),
     ):

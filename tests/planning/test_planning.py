@@ -19,7 +19,9 @@ from tests.commands import invoke
 from tests.training.small import small_config
 from ucgm_jax import config as config_module
 from ucgm_jax.commands import plan as command
+from ucgm_jax.data import sources
 from ucgm_jax.errors import UserError
+from ucgm_jax.model import Model
 from ucgm_jax.networks import flops
 from ucgm_jax.parallel import meshes, sharding
 from ucgm_jax.planning import chips, collectives, estimate, program, search
@@ -30,6 +32,10 @@ from ucgm_jax.training.step import train_step
 CUDA = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 CHIP = chips.Chip("test", flops=1e12, memory=2**30, bandwidth=1e11, interconnect=1e10)
 DEPTH = 3
+
+
+def network_of(settings):
+    return Model(settings, sources.spec_of(settings), meshes.make_mesh(settings.mesh)).architecture
 
 
 def settings():
@@ -140,7 +146,7 @@ def test_rings_over_hosts_go_at_the_speed_of_their_network_cards(crossing, rate)
 
 def test_weights_travel_and_activations_stay():
     """Fully sharded training gathers weights and nothing else, in blocks one block at a time, in three passes."""
-    leaves = jax.tree_util.tree_leaves_with_path(program.build_network(settings()).abstract_parameters)
+    leaves = jax.tree_util.tree_leaves_with_path(network_of(settings()).abstract_parameters)
     matrices = {
         jax.tree_util.keystr(path): leaf.size for path, leaf in leaves if "bias" not in jax.tree_util.keystr(path)
     }
@@ -155,7 +161,7 @@ def test_weights_travel_and_activations_stay():
 
 def test_gradients_are_scattered_before_they_are_summed_over_copies():
     """Of each gradient a device gets its part over "fsdp", and sums that alone over "data"."""
-    network = program.build_network(settings())
+    network = network_of(settings())
     shardings = sharding.parameter_shardings(network.abstract_parameters, meshes.make_mesh(settings().mesh))
     size = {True: 0, False: 0}  # of the parameters that are split over fsdp, and of those that are not
     for leaf, place in zip(jax.tree.leaves(network.abstract_parameters), jax.tree.leaves(shardings), strict=True):
@@ -171,7 +177,7 @@ def test_gradients_are_scattered_before_they_are_summed_over_copies():
 
 
 def test_work_of_all_devices_is_counted():
-    optimizer, network = optimizers.build(settings().optimizer), program.build_network(settings())
+    optimizer, network = optimizers.build(settings().optimizer), network_of(settings())
     state = state_module.abstract(network, optimizer, settings().objective)
     mesh, batch = meshes.make_mesh(settings().mesh), program._batch(network, 16)
     spread = lambda state, batch: train_step(settings(), network, optimizer, state, batch, mesh)
@@ -210,7 +216,7 @@ def test_report_has_every_kind():
 
 
 def test_state_is_split_over_fsdp():
-    whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(program.build_network(settings()).abstract_parameters))
+    whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(network_of(settings()).abstract_parameters))
     assert compiled().memory["parameters"] < 0.5 * whole
     assert compiled().memory["optimizer"] == pytest.approx(2 * compiled().memory["parameters"], rel=0.01)
 
@@ -248,7 +254,7 @@ def test_topologies(text, count, hosts):
     ],
 )
 def test_mistakes(text, message):
-    with pytest.raises(UserError, match=f"--topology={text}: .*{message}"):
+    with pytest.raises(UserError, match=f"topology={text}: .*{message}"):
         chips.parse_topology(text)
 
 
@@ -269,9 +275,7 @@ def test_attention_that_needs_the_chip(chip, backend):
 def test_missing_compiler(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
-    with pytest.raises(
-        UserError, match=r'^--topology=h100:8: needs the CUDA compiler \(pip install "jax\[cuda13-local'
-    ):
+    with pytest.raises(UserError, match=r'^topology=h100:8: needs the CUDA compiler \(pip install "jax\[cuda13-local'):
         chips.parse_topology("h100:8").devices()
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=false --xla_gpu_enable_triton_gemm=false"
 

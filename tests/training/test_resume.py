@@ -132,7 +132,7 @@ class TestWorkFolder:
 
     def test_foreign_files_are_left_alone(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("chapter 1")
-        with pytest.raises(UserError, match="--workdir=.* not empty"):
+        with pytest.raises(UserError, match="workdir=.* not empty"):
             train(small_config(), tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -11,6 +11,7 @@ from ucgm_jax import config as config_module
 from ucgm_jax.errors import UserError
 from ucgm_jax.networks import flops, names
 from ucgm_jax.parallel import meshes, sharding
+from ucgm_jax.parallel.meshes import MeshSettings
 from ucgm_jax.training import speed
 from ucgm_jax.training.speed import forward_units, peak_flops
 
@@ -48,7 +49,7 @@ def test_every_parameter_has_a_rule_and_large_ones_are_split(name):
 
 def test_dimensions_that_do_not_divide_are_reported_with_their_memory():
     run = run_of(small_config(network__num_heads=4, mesh__data=1, mesh__tensor=8))
-    found = sharding.undivided(run.abstract.parameters, run.mesh)
+    found = sharding.undivided(run.abstract.parameters, run.model.mesh)
     features, hidden, depth = 16, 42, 2
     kernels = 4 * features * features * depth  # query, key, value and projection
     mlp = 3 * features * hidden * depth
@@ -72,7 +73,7 @@ def test_microbatches_have_to_divide_over_the_devices():
 
 
 def test_a_process_reads_the_rows_that_its_devices_hold():
-    mesh = meshes.make_mesh(config_module.MeshSettings(data=2, fsdp=2, tensor=2))
+    mesh = meshes.make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
     np.testing.assert_array_equal(meshes.process_rows(mesh, 8), np.arange(8))
 
 

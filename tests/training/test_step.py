@@ -14,6 +14,7 @@ from ucgm_jax.data import pipeline, sources
 from ucgm_jax.method import transports
 from ucgm_jax.networks import convolutions, names
 from ucgm_jax.parallel import meshes, placement
+from ucgm_jax.parallel.meshes import MeshSettings
 from ucgm_jax.training import optimizers
 from ucgm_jax.training import state as state_module
 from ucgm_jax.training.step import batch_loss, compile_step, draw, loss_and_gradients, zero_non_finite
@@ -94,7 +95,7 @@ class Noisy(nnx.Module):
 
 def test_dropout_does_not_depend_on_the_mesh_nor_on_microbatches():
     network = names.Network(Noisy, name="noisy", shape=(8, 8, 8), num_classes=10, family="", options=None, dropout=True)
-    mesh = meshes.make_mesh(config_module.MeshSettings(data=2, fsdp=2, tensor=2))
+    mesh = meshes.make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
     parameters = network.init(jax.random.key(0))
     settings = config_module.build(small_config(objective__target_decay=0.0))
     batch = {"x": jax.random.normal(jax.random.key(1), (16, *network.shape)), "label": jnp.arange(16) % 10}

@@ -20,7 +20,7 @@ def run(parser: flags.Parser, arguments: list[str]) -> int:
     """The command; see the module's docstring."""
     overrides, rest = flags.split_config(arguments)
     given = parser.parse_args(rest)
-    print(_keys([f"--config={given.name}", *overrides]) if given.name else _table())
+    print(_keys([f"--config={given.name}", *overrides]) if given.name else table())
     return 0
 
 
@@ -34,7 +34,8 @@ def _keys(arguments: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _table() -> str:
+def table() -> str:
+    """The shipped configs with network, expected FID and network evaluations, aligned."""
     from ucgm_jax.commands import config_files
 
     rows = [("config", "network", "expected FID", "NFE")]

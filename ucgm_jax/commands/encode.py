@@ -85,7 +85,7 @@ def verify(out: pathlib.Path) -> int:
     manifest = manifests.read(out)
     if manifest is None:
         raise UserError(f"out={out}: has no {manifests.NAME}: not a data set, or not finished")
-    manifests.check_files(out, manifest, checksums=True)
+    manifests.check_files(out, manifest, thorough=True)
     print(f"{manifest.examples} examples in {len(manifest.shards)} shards agree with their checksums: {out}")
     return 0
 

@@ -254,7 +254,7 @@ def open_folder(
         if num_classes and num_classes != manifest.num_classes:
             raise UserError(f"data.num_classes={num_classes}: {folder} has {manifest.num_classes}")
         autoencoder, num_classes = manifest.autoencoder, manifest.num_classes
-        manifests.check_files(folder, manifest, checksums=verify_checksums)
+        manifests.check_files(folder, manifest, thorough=verify_checksums)
     elif (folder / manifests.PLAN).is_file():
         raise UserError(f"data.path={folder}: not finished, has no {manifests.NAME}; go on encoding it")
     elif verify_checksums:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ucgm_jax.data.statistics import Moments
 from ucgm_jax.errors import UserError
-from ucgm_jax.files import json_files
+from ucgm_jax.files import checksums, json_files
 from ucgm_jax.files.reading import DamagedFile, conform, number, one_of, plain_name, whole
 
 NAME = "manifest.json"
@@ -112,13 +112,13 @@ def read_report(path: pathlib.Path, channels: int) -> dict[str, Any]:
     return stored | {"moments": moments}
 
 
-def check_files(folder: pathlib.Path, manifest: Manifest, *, checksums: bool) -> None:
+def check_files(folder: pathlib.Path, manifest: Manifest, *, thorough: bool) -> None:
     """Compares the shards with the manifest.
 
     Args:
       folder: of the shards.
       manifest: the folder's.
-      checksums: whether to read every file, rather than to look at its size alone.
+      thorough: whether to read every file, rather than to look at its size alone.
 
     Raises:
       UserError: a shard is missing, has another size or another checksum.
@@ -130,5 +130,5 @@ def check_files(folder: pathlib.Path, manifest: Manifest, *, checksums: bool) ->
         size = path.stat().st_size
         if size != shard["bytes"]:
             raise UserError(f"{path}: {size} bytes, must be {shard['bytes']}: truncated or replaced")
-        if checksums and checksums.sha256(path) != shard["sha256"]:
+        if thorough and checksums.sha256(path) != shard["sha256"]:
             raise UserError(f"{path}: corrupted: its SHA-256 differs from the one in {NAME}")

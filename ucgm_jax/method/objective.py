@@ -153,8 +153,13 @@ def regression_loss(output: Array, target: Array, huber_constant: float, cosine_
     root = jnp.sqrt(jnp.where(inner > 0, inner, 1.0))
     loss = jnp.where(inner > 0, mean_square / (root + huber_constant), 0.0)
     if cosine_loss:
-        loss += jnp.mean(1 - _cosine_similarity(output, target), axis=tuple(range(1, output.ndim - 1)))
+        loss += cosine_distance(output, target)
     return loss
+
+
+def cosine_distance(a: Array, b: Array) -> Array:
+    """(B,) 1 - cosine similarity along the channels of (B, ..., C) arrays, mean over positions."""
+    return jnp.mean(1 - _cosine_similarity(a, b), axis=tuple(range(1, a.ndim - 1)))
 
 
 def _cosine_similarity(a: Array, b: Array, smallest_norm: float = 1e-8) -> Array:

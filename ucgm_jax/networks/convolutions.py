@@ -61,6 +61,7 @@ class UNetSettings:
       stem_multiplier: of the channels that the first convolution gives.
       head_channels: channels of one attention head (a block with fewer does not attend); 0 for a single head.
       dropout: rate inside the blocks, in training.
+      target_time: how a second time enters; see `networks.two_times`.
       attention: backend, see `attention.attend`.
       remat: see `layers.REMATERIALISATION`.
       dtype: of convolutions and matrix products.
@@ -77,6 +78,7 @@ class UNetSettings:
     stem_multiplier: int = 1
     head_channels: int = 0
     dropout: float = 0.0
+    target_time: str = "none"
     attention: str = "auto"
     remat: str = "none"
     dtype: Any = jnp.float32

@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from ucgm_jax.method.checks import at_least, check, one_of
-from ucgm_jax.networks import attention, convolutions, edm2, layers, transformer, unet
+from ucgm_jax.networks import attention, convolutions, edm2, layers, transformer, two_times, unet
 from ucgm_jax.networks.convolutions import UNetSettings
 from ucgm_jax.networks.functional import Functional, Parameters, Placement, placing
 
@@ -38,6 +39,7 @@ class NetworkSettings:
       hidden_size, depth, num_heads: 0, or a transformer's value instead of the one that goes with its name. Of a U-Net,
         hidden_size is the channels that the levels' multipliers are applied to, depth the encoder's blocks per level.
       encoder_depth: 0, or how many of DDT's blocks encode instead of 22 / 28 of them.
+      target_time: "none", or how a second time enters: "added" or "exact"; see `networks.two_times`.
       compute_dtype: "float32" or "bfloat16", of matrix products; parameters stay float32.
       remat: what the backward pass keeps of each block: "none" (all), "dots" (matrix products), "full" (nothing).
       unroll: blocks that are compiled per iteration of the loop over blocks; a small network on a CPU runs several
@@ -50,6 +52,7 @@ class NetworkSettings:
     depth: int = 0
     num_heads: int = 0
     encoder_depth: int = 0
+    target_time: str = "none"
     compute_dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
@@ -61,6 +64,7 @@ class NetworkSettings:
         at_least(self, 1, "unroll", most=2**14)
         check(
             self,
+            target_time=one_of(self.target_time, two_times.TARGET_TIMES),
             compute_dtype=one_of(self.compute_dtype, ("float32", "bfloat16")),
             remat=one_of(self.remat, layers.REMATERIALISATION),
             attention=one_of(self.attention, attention.BACKENDS),
@@ -103,6 +107,11 @@ class Network(Functional):
         """The label that stands for none."""
         return self.num_classes
 
+    @property
+    def has_target_time(self) -> bool:
+        """Whether the network knows a second time."""
+        return self.options.target_time != "none"
+
     def apply(
         self,
         parameters: Parameters,
@@ -110,20 +119,38 @@ class Network(Functional):
         t: jax.Array,
         labels: jax.Array,
         dropout_keys: jax.Array | None = None,
+        r: jax.Array | None = None,
     ) -> jax.Array:
-        """F(x, t, labels) for x (B, H, W, C), t (B,), labels (B,) int; dropout only where keys (B,) are given."""
+        """F(x, t, r, labels) for x (B, H, W, C), t and r (B,), labels (B,) int.
+
+        Dropout only where keys (B,) are given. Without r, and for a network of one time, as for r = t.
+        """
+        r = r if self.has_target_time else None
         if self.placement is not None:
             stacked = {name: parameters[name] for name in self.stacks}
             single = {name: value for name, value in parameters.items() if name not in stacked}
             parameters = self.placement.weights(single) | stacked
             x, t, labels = map(self.placement.activations, (x, t, labels))
+            r = None if r is None else self.placement.activations(r)
         module = self.module(parameters)
         with placing(self.placement):
-            return module(x, t, labels, dropout_keys) if self.dropout else module(x, t, labels)
+            keys = (dropout_keys,) if self.dropout else ()
+            return module(x, t, labels, *keys) if r is None else module(x, t, labels, *keys, r=r)
 
     def bind(self, parameters: Parameters, dropout_keys: jax.Array | None = None) -> Callable:
         """The network callable (x, t, labels) -> F of these parameters."""
         return lambda x, t, labels: self.apply(parameters, x, t, labels, dropout_keys)
+
+    def bind_two_times(self, parameters: Parameters, dropout_keys: jax.Array | None = None) -> Callable:
+        """The network callable (x, t, r, labels) -> F of these parameters."""
+        return lambda x, t, r, labels: self.apply(parameters, x, t, labels, dropout_keys, r)
+
+
+def maker(family: str, options: Any) -> Callable[[nnx.Rngs], nnx.Module]:
+    """What makes the module of a family with these options; see `Functional.make`."""
+    others = {"DDT": transformer.DecoupledTransformer, "EDM2": edm2.EDM2, "UNet+": unet.UNet}
+    module = others.get(family, transformer.DiffusionTransformer)
+    return lambda rngs: module(options, rngs=rngs)
 
 
 # What sets the families of transformers apart: options of `transformer.TransformerSettings`.
@@ -169,6 +196,7 @@ def _transformer(settings: NetworkSettings, family: str, size: str, patch: int, 
         depth=depth,
         num_heads=settings.num_heads or num_heads,
         encoder_depth=_encoder_depth(settings, family, depth),
+        target_time=settings.target_time,
         attention=settings.attention,
         remat=settings.remat,
         unroll=settings.unroll,
@@ -179,10 +207,9 @@ def _transformer(settings: NetworkSettings, family: str, size: str, patch: int, 
         raise ValueError(
             f"network.hidden_size={options.hidden_size}: must be a multiple of 4 x {options.num_heads} heads"
         )
-    module = transformer.DecoupledTransformer if family == "DDT" else transformer.DiffusionTransformer
     return Network(
         name=settings.name,
-        make=lambda rngs: module(options, rngs=rngs),
+        make=maker(family, options),
         shape=tuple(shape),
         num_classes=num_classes,
         family=family,
@@ -194,10 +221,9 @@ def _transformer(settings: NetworkSettings, family: str, size: str, patch: int, 
 
 def unet_network(name: str, family: str, options: UNetSettings) -> Network:
     """The network of a U-Net's settings; family is "EDM2" or "UNet+"."""
-    module = {"EDM2": edm2.EDM2, "UNet+": unet.UNet}[family]
     return Network(
         name=name,
-        make=lambda rngs: module(options, rngs=rngs),
+        make=maker(family, options),
         shape=(options.size, options.size, options.channels),
         num_classes=options.num_classes,
         family=family,
@@ -240,6 +266,7 @@ def _unet(settings: NetworkSettings, family: str, shape, num_classes: int, **pub
         size=height,
         channels=channels,
         num_classes=num_classes,
+        target_time=settings.target_time,
         attention=settings.attention,
         remat=settings.remat,
         dtype=jnp.dtype(settings.compute_dtype),

@@ -19,6 +19,7 @@ from flax import nnx
 
 from ucgm_jax.networks import layers
 from ucgm_jax.networks.layers import Array
+from ucgm_jax.networks.two_times import GapEmbedding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class TransformerSettings:
       perceptron_bias, attention_bias: whether SwiGLU and the qkv projection have a bias.
       position_table: add the fixed table of sines and cosines.
       rotary: "none", "pixel" (rows and columns counted in patches) or "unit" (both scaled to [0, 16]).
+      target_time: how a second time enters; see `networks.two_times`.
       attention: backend, see `networks.attention`.
       remat, unroll: see `layers.run_stack`.
       dtype: of matrix products.
@@ -57,6 +59,7 @@ class TransformerSettings:
     attention_bias: bool = True
     position_table: bool = True
     rotary: str = "none"
+    target_time: str = "none"
     attention: str = "auto"
     remat: str = "none"
     unroll: int = 1
@@ -90,14 +93,17 @@ class DiffusionTransformer(nnx.Module):
             self.label_embedding = _label_embedding(settings, rngs)
         self.blocks = layers.stack(lambda rngs: layers.Block(settings, rngs=rngs), settings.depth, rngs)
         self.final = layers.FinalLayer(features, patch, norm=settings.norm, dtype=dtype, rngs=rngs)
+        self.gap_embedding = _gap_embedding(settings, rngs)
 
-    def __call__(self, x: Array, t: Array, labels: Array) -> Array:
-        """F(x, t, labels): x (B, H, W, C), t (B,), labels (B,) int; returns (B, H, W, C) float32."""
+    def __call__(self, x: Array, t: Array, labels: Array, r: Array | None = None) -> Array:
+        """F(x, t, r, labels): x (B, H, W, C), t and r (B,), labels (B,) int; returns (B, H, W, C) float32."""
         settings = self.settings
         tokens = self.patch_embedding(layers.patchify(x, settings.patch_size))
         if settings.position_table:
             tokens += layers.sincos_position_table(settings.grid, settings.hidden_size).astype(tokens.dtype)
         conditioning = self.time_embedding(t)
+        if self.gap_embedding is not None:
+            conditioning += self.gap_embedding(t, r)
         if settings.num_classes >= 2:
             conditioning += self.label_embedding(labels)
         conditioning = nnx.silu(conditioning)[:, None, :]
@@ -124,12 +130,16 @@ class DecoupledTransformer(nnx.Module):
         self.encoder = layers.stack(block, settings.encoder_depth, rngs)
         self.decoder = layers.stack(block, settings.depth - settings.encoder_depth, rngs)
         self.final = layers.FinalLayer(features, patch, norm="layer", dtype=dtype, rngs=rngs)
+        self.gap_embedding = _gap_embedding(settings, rngs)
 
-    def __call__(self, x: Array, t: Array, labels: Array) -> Array:
-        """F(x, t, labels): x (B, H, W, C), t (B,), labels (B,) int; returns (B, H, W, C) float32."""
+    def __call__(self, x: Array, t: Array, labels: Array, r: Array | None = None) -> Array:
+        """F(x, t, r, labels): x (B, H, W, C), t and r (B,), labels (B,) int; returns (B, H, W, C) float32."""
         settings = self.settings
         patches = layers.patchify(x, settings.patch_size)
-        time = self.time_embedding(t)[:, None, :]
+        time = self.time_embedding(t)
+        if self.gap_embedding is not None:
+            time += self.gap_embedding(t, r)
+        time = time[:, None, :]
         conditioning = nnx.silu(time + self.label_embedding(labels)[:, None, :])
         angles = _angles(settings)
         how = {"remat": settings.remat, "unroll": settings.unroll}
@@ -148,6 +158,12 @@ def _label_embedding(settings: TransformerSettings, rngs: nnx.Rngs) -> nnx.Embed
         dtype=settings.dtype,
         rngs=rngs,
     )
+
+
+def _gap_embedding(settings: TransformerSettings, rngs: nnx.Rngs) -> GapEmbedding | None:
+    if settings.target_time == "none":
+        return None
+    return GapEmbedding(settings.hidden_size, exact=settings.target_time == "exact", dtype=settings.dtype, rngs=rngs)
 
 
 def _angles(settings: TransformerSettings) -> jax.Array | np.ndarray | None:

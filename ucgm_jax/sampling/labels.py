@@ -37,8 +37,8 @@ def choose_labels(rule: str, count: int, num_classes: int, seed: int) -> np.ndar
         return np.random.default_rng((seed, num_classes)).integers(0, num_classes, count).astype(np.int32)
     if count % num_classes:
         raise UserError(
-            f"samples={count}: must be a multiple of the {num_classes} classes for labels={rule}; "
-            "random takes any number"
+            f"samples={count}: must be a multiple of the {num_classes} classes for labels that are {rule}; "
+            "random ones take any number"
         )
     if rule == "in_turn":
         return balanced_labels(count, num_classes)
