@@ -87,12 +87,13 @@ class OptimizerSettings:
     decay_steps: int = 0
 
     def __post_init__(self):
-        at_least(self, 0, "weight_decay", "epsilon", "max_gradient_norm", "warmup_steps")
+        at_least(self, 0, "weight_decay", "epsilon", "max_gradient_norm", "warmup_steps", "decay_steps")
         check(
             self,
             learning_rate=(0 < self.learning_rate < math.inf, "above 0"),
             beta1=(0 <= self.beta1 < 1, "in [0, 1)"),
             beta2=(0 <= self.beta2 < 1, "in [0, 1)"),
+            epsilon=(self.epsilon <= 1, "from 0 to 1"),  # far above, every update is 0
             decay_steps=(self.decay_steps == 0 or self.decay_steps > self.warmup_steps, "0 or above warmup_steps"),
         )
 
