@@ -20,6 +20,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -118,22 +119,25 @@ def start(hosts: Hosts) -> None:
             hosts.index,
             local_device_ids=hosts.local_devices,
             cluster_detection_method="deactivate",
-            initialization_timeout=START_SECONDS,
+            initialization_timeout=START_SECONDS + 60,  # after `_waiting` has given up
             **limits,
         )
 
 
 @contextlib.contextmanager
 def _waiting(hosts: Hosts) -> Iterator[None]:
-    """Says whom this process waits for, and ends the wait in a line.
+    """Says whom this process waits for, and ends the wait in a line after START_SECONDS.
+
+    Where somebody listens but not all processes come, JAX's client would abort the process; it ends with exit code 2
+    before that.
 
     Raises:
-      UserError: the coordinator's name is unknown, or not all processes came within START_SECONDS. JAX's client ends
-        the whole process when it waited for so long; so this process looks first whether anybody listens.
+      UserError: the coordinator's name is unknown, or nobody listens there.
     """
     host, _, port = hosts.coordinator.rpartition(":")
     end = time.monotonic() + START_SECONDS
     LOG.warning("%s: waiting up to %d s", hosts.describe(), START_SECONDS)
+    watch = threading.Timer(START_SECONDS, _give_up, [hosts])
     try:
         address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
         while hosts.index:  # process 0 is who listens
@@ -148,12 +152,25 @@ def _waiting(hosts: Hosts) -> Iterator[None]:
                         f"coordinator={hosts.coordinator}: does not answer: {error.strerror or error}"
                     ) from error
                 time.sleep(1)
+        watch.daemon = True
+        watch.start()
         yield
     except socket.gaierror as error:
         raise UserError(f"coordinator={hosts.coordinator}: unknown host: {error.strerror}") from error
     except RuntimeError as error:  # of JAX: too few processes came, or the port is taken
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"coordinator={hosts.coordinator}: the processes did not find one another: {reason}") from error
+    finally:
+        watch.cancel()
+
+
+def _give_up(hosts: Hosts) -> None:
+    print(
+        f"error: coordinator={hosts.coordinator}: not all {hosts.count} processes came within {START_SECONDS} s",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
 
 
 def plan(hosts: Hosts, mesh: MeshSettings, batch_size: int, microbatches: int) -> str:
