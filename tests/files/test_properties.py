@@ -34,10 +34,11 @@ json_values = st.recursive(
 
 def one_line(function, *arguments):
     """The result, or None if it is refused; anything else than a refusal of ours, in one line, fails."""
-    ours = (UserError, DamagedFile, picture_files.BadImage)
     try:
         return function(*arguments)
-    except ValueError if function is ExportedSampler else ours as refusal:
+    except ValueError as refusal:
+        ours = isinstance(refusal, (UserError, DamagedFile, picture_files.BadImage))
+        assert ours or function is ExportedSampler, repr(refusal)
         assert str(refusal) and "\n" not in str(refusal)
         return None
 
@@ -130,8 +131,8 @@ KINDS = {
         lambda path: converted.autoencoder_name(path.parent), False,
     ),
     "sampler.npz": (
-        npz(facts=np.frombuffer(b'{"format": 1, "fixed": 0}', np.uint8), checksum=np.zeros(32, np.uint8)), ExportedSampler,
-        False,
+        npz(facts=np.frombuffer(b'{"format": 1, "fixed": 0}', np.uint8), checksum=np.zeros(32, np.uint8)),
+        ExportedSampler, False,
     ),
     **{
         f"picture.{kind}": (picture(kind, **options), lambda path: picture_files.read(path, 8).shape, False)
@@ -215,6 +216,7 @@ def test_labels(text, classes):
     assert found is None or (found and all(0 <= label < max(classes, 1) for label in found))
 
 
+KEYS = [setting.key for setting in settings_reference.reference()]
 VALUES = st.one_of(
     st.sampled_from(["", "-1", "0", "1e60", "nan", "inf", "-inf", "1" + "0" * 400, "None", "[]", "(1,2)", "True", "\0",
                      "a\nb", "1,2,3", "{}", "auto", "9" * 30]),
