@@ -275,9 +275,7 @@ def test_attention_that_needs_the_chip(chip, backend):
 def test_missing_compiler(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
-    with pytest.raises(
-        UserError, match=r'^topology=h100:8: needs the CUDA compiler \(pip install "jax\[cuda13-local'
-    ):
+    with pytest.raises(UserError, match=r'^topology=h100:8: needs the CUDA compiler \(pip install "jax\[cuda13-local'):
         chips.parse_topology("h100:8").devices()
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=false --xla_gpu_enable_triton_gemm=false"
 

@@ -76,7 +76,7 @@ def hosts_of(given: argparse.Namespace) -> Hosts:
     return hosts.find(given.coordinator, given.process_index, given.process_count)
 
 
-SAMPLER = ("steps", "order", "extrapolation_ratio", "stochasticity_ratio", "schedule", "gaps",
+SAMPLER = ("steps", "order", "extrapolation_ratio", "stochasticity_ratio", "schedule", "gaps", "style", "renoise_ratio",
            "guidance_scale", "guidance_interval")  # fmt: skip
 
 
@@ -89,6 +89,8 @@ def add_sampler(result: Parser) -> None:
     add("--stochasticity-ratio", type=number_or("auto"))
     add("--schedule", type=numbers(3), help="a,b,c")
     add("--gaps", type=numbers(2), help="start,end")
+    add("--style", help="solver, or of a network of two times: any or few")
+    add("--renoise-ratio", type=float, help="of style any: how far beyond the next time to jump, to noise forward")
     add("--guidance-scale", type=float)
     add("--guidance-interval", type=numbers(2), help="lowest,highest time")
 

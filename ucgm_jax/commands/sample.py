@@ -1,5 +1,7 @@
 """Samples from a checkpoint: ucgm sample --checkpoint=DIR --steps=2 --labels=0-9 --out=grid.png.
 
+Several numbers of steps, --steps=1,2,4,30, make one picture with a row for each, of the same noise.
+
 Of a model of latents, --autoencoder-weights=FILE decodes them.
 """
 
