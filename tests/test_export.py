@@ -1,5 +1,6 @@
 """An exported sampler: the same samples to the last bit, in a process that has not imported the training code."""
 
+import json
 import subprocess
 import sys
 
@@ -132,3 +133,51 @@ def test_the_command_makes_the_folder(made, tmp_path, monkeypatch):
     exported.main()
     stored = np.load(out)
     assert stored["labels"].tolist() == [3, 7, 3] and stored["x"].shape == (3, 8, 8, 1)
+
+
+def _changed(made, path, **changes):
+    """The artifact with other arrays, sealed anew where "checksum" is among the changes, and other facts."""
+    with np.load(made[2]) as stored:
+        arrays = dict(stored)
+    facts = json.loads(arrays["facts"].tobytes()) | changes.pop("facts", {})
+    facts = {name: value for name, value in facts.items() if value is not ...}
+    arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    sealed = changes.pop("sealed", False)
+    arrays |= changes
+    if sealed:
+        arrays[exported.CHECKSUM] = exported.checksum(arrays)
+    else:
+        del arrays[exported.CHECKSUM]  # as version 0.1 wrote them
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"facts": {"num_classes": ...}}, "num_classes=None: must be a whole number"),
+        ({"facts": {"num_classes": "10"}}, "num_classes='10': must be a whole number"),
+        ({"facts": {"batch_size": 10**20}}, "batch_size=1"),
+        ({"facts": {"shape": [8, 8]}}, "shape=.8, 8.: must be height, width, channels"),
+        ({"facts": {"shape": [9, 9, 1]}}, "its programs take other arrays"),
+        ({"facts": {"fixed": 1}}, "its programs take other arrays"),
+        ({"samples": np.arange(200, dtype=np.uint8)}, "damaged: "),
+        ({"fixed_0000": np.zeros((3, 3), np.float32)}, "its programs take other arrays"),
+        ({"fixed_0000": np.full(4, np.nan, np.float32)}, "fixed_0000 has values that are not finite"),
+    ],
+)
+def test_artifacts_are_distrusted(made, tmp_path, sealed, changes, message):
+    _changed(made, tmp_path / "x.npz", sealed=sealed, **changes)
+    with pytest.raises(ValueError, match=message) as error:
+        ExportedSampler(tmp_path / "x.npz")
+    assert "\n" not in str(error.value)
+
+
+def test_facts_that_were_changed_do_not_fit_the_checksum(made, tmp_path):
+    with np.load(made[2]) as stored:
+        arrays = dict(stored)
+    facts = json.loads(arrays["facts"].tobytes()) | {"num_classes": 1000}
+    arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(ValueError, match=r"x\.npz: damaged: its checksum is another"):
+        ExportedSampler(tmp_path / "x.npz")

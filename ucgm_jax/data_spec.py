@@ -8,6 +8,7 @@ from typing import Any
 from ucgm_jax.autoencoders.normalisation import Normalisation
 from ucgm_jax.autoencoders.published import latents_name
 from ucgm_jax.errors import UserError
+from ucgm_jax.files.reading import conform, whole
 from ucgm_jax.settings import Settings
 
 POINTS = ("two_moons", "s_curve", "swiss_roll")  # data sets that are no images
@@ -44,6 +45,8 @@ class DataSpec:
         Raises:
           ValueError, TypeError, KeyError: it is not what `to_json` gives.
         """
+        texts = {name: str for name in ("kind", "data_set", "autoencoder")}
+        conform(stored, texts | {"shape": [whole(1)], "num_classes": whole(), "normalisation": (dict, None)})
         normalisation = stored["normalisation"] and Normalisation.from_json(stored["normalisation"])
         height, width, channels = map(int, stored["shape"])
         return cls(**stored | {"shape": (height, width, channels), "normalisation": normalisation})

@@ -36,6 +36,8 @@ class DataSettings:
       autoencoder: published name of the autoencoder whose latents these are; "" takes the folder's manifest's.
       statistics: file with mean and std of the latents; "" takes the folder's.
       verify_checksums: read every shard before the start and compare it with the folder's manifest.
+      max_bad_share: share of all images that may be unreadable; another is drawn in place of such a one.
+      exif_orientation: turn images as cameras note in EXIF; off, as in the published code, they lie as they were taken.
     """
 
     name: str = "digits"
@@ -49,8 +51,11 @@ class DataSettings:
     autoencoder: str = ""
     statistics: str = ""
     verify_checksums: bool = False
+    max_bad_share: float = 0.001
+    exif_orientation: bool = False
 
     def __post_init__(self):
+        check(self, max_bad_share=(0 <= self.max_bad_share <= 1, "from 0 to 1"))
         at_least(self, 0, "size", "channels", "num_classes", "prefetch")
         at_least(self, 1, "read_threads")
 

@@ -70,7 +70,7 @@ class TestNames:
     def test_wrappers_are_taken_off(self):
         names, left_out = self.names("TiT", ["module.a", "module.module.b", "_orig_mod.module.c", "x.module.d"])
         assert names == {
-            "a": "module.a", "b": "module.module.b", "c": "_orig_mod.module.c", "x.module.d": "x.module.d"
+            "a": "module.a", "b": "module.module.b", "c": "_orig_mod.module.c", "x.d": "x.module.d"
         }  # fmt: skip
         assert not left_out
 

@@ -144,7 +144,7 @@ def test_damaged_json_is_one_line(tmp_path, folder):
         (plan, "not json", r"plan\.json: cannot be read as the plan of an encoding: Expecting value"),
         (plan, "[1, 2]", r"plan\.json: cannot be read as the plan of an encoding: holds list"),
         (report, "", r"latents_00001\.json: cannot be read as the report of a shard"),
-        (report, "{}", r"latents_00001\.json: not the report of a shard: 'moments'"),
+        (report, "{}", r"latents_00001\.json: not the report of a shard: lacks shard"),
     ):
         whole = path.read_text()
         path.write_text(text)
@@ -161,7 +161,7 @@ def test_bad_images_are_skipped_named_and_counted(tmp_path, folder):
     job = image_folder.job(tmp_path / "out")
     with pytest.raises(preparation.TooManyBadImages, match=r"1 of 18 .*max_bad_share=0\.0: bee/003\.png"):
         preparation.run(job, folder, image_folder.pixels, warn=warnings.append)
-    assert warnings == ["skipped bee/003.png: cannot identify image file 'bee/003.png'"]
+    assert warnings == ["skipped bee/003.png: not a picture, or of a format that is not read"]
     assert not (job.out / "manifest.json").exists()
     # A larger share needs no second encoding.
     result = preparation.run(dataclasses.replace(job, max_bad_share=0.1), folder, None)

@@ -7,7 +7,7 @@ import pathlib
 from ucgm_jax.autoencoders.interface import Autoencoder
 from ucgm_jax.autoencoders.published import weights_name
 from ucgm_jax.checkpoints import converted
-from ucgm_jax.conversion import families, torch_files
+from ucgm_jax.conversion import families, torch_files, weight_files
 from ucgm_jax.conversion.tables import ConversionError
 from ucgm_jax.errors import UserError
 from ucgm_jax.networks.functional import Parameters
@@ -22,12 +22,12 @@ def find(path: str | pathlib.Path, key: str = "weights") -> pathlib.Path:
     path = pathlib.Path(path)
     if path.is_file() or converted.autoencoder_name(path):
         return path
-    for suffixes in ((".safetensors",), torch_files.READABLE):
-        found = sorted(one for one in path.glob("*") if one.suffix in suffixes)
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(f"{key}={path}: {len(found)} files of weights, name one: {found[0].name}, ...")
+    try:
+        found = weight_files.in_folder(path, torch_files.READABLE) if path.is_dir() else None
+    except ConversionError as error:
+        raise UserError(f"{key}={error}") from error
+    if found:
+        return found
     raise UserError(f"{key}={path}: no file of weights ({', '.join(torch_files.READABLE)})")
 
 

@@ -24,7 +24,9 @@ from ucgm_jax import config
 from ucgm_jax.checkpoints import reading
 from ucgm_jax.conversion.tables import Parameters, Record, insert, leaves
 from ucgm_jax.data_spec import DataSpec
+from ucgm_jax.errors import UserError
 from ucgm_jax.files import json_files, safetensors
+from ucgm_jax.files.reading import DamagedFile, conform, one_of
 from ucgm_jax.settings import Settings
 
 # Arrays are written in chunks of this size, each to a file of its own: only few are in memory at once.
@@ -76,7 +78,7 @@ def read_record(folder: pathlib.Path) -> Record:
     """The record of a folder of converted weights; an empty one of a folder that training wrote."""
     if not (folder / RECORD).is_file():
         return Record()
-    stored = json_files.read(folder / RECORD, "the record of a conversion", "dtypes")
+    stored = _record(folder / RECORD, dtypes={str: one_of(*safetensors.CODES)})
     buffers = safetensors.SafetensorsFile(folder / BUFFERS)
     return Record(stored["dtypes"], {key: np.array(buffers[key]) for key in buffers})
 
@@ -84,7 +86,17 @@ def read_record(folder: pathlib.Path) -> Record:
 def autoencoder_name(folder: str | pathlib.Path) -> str:
     """The published name of the autoencoder whose converted weights a folder holds; "" if it holds none."""
     record = pathlib.Path(folder) / RECORD
-    return json_files.read(record, "the record of a conversion").get(AUTOENCODER, "") if record.is_file() else ""
+    return _record(record).get(AUTOENCODER, "") if record.is_file() else ""
+
+
+def _record(path: pathlib.Path, **kinds: Any) -> dict[str, Any]:
+    """The record of a conversion, whose values are of these kinds."""
+    stored = json_files.read(path, "the record of a conversion", *kinds)
+    kinds |= {AUTOENCODER: str} if AUTOENCODER in stored else {}
+    try:
+        return conform(stored, kinds)
+    except DamagedFile as error:
+        raise UserError(f"{path}: not the record of a conversion: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,9 +31,19 @@ def parser() -> flags.Parser:
     """All flags."""
     result = flags.parser("convert", __doc__)
     add = result.add_argument
-    add("--from", dest="source", required=True, help="a PyTorch or .safetensors file, or a checkpoint's folder")
+    add(
+        "--from",
+        dest="source",
+        required=True,
+        help="a PyTorch or .safetensors file, or its folder, or a checkpoint",
+    )
     add("--to", dest="target", help="the folder, or the file, to write; must not exist")
     add("--weights", choices=("ema", "model"), default="ema", help="which weights of a training checkpoint")
+    add(
+        "--state-key",
+        default="",
+        help="entry of a training checkpoint that holds them, where it is not found",
+    )
     add("--verify", help="FILE.npz with x (B, C, H, W), t, y and out, recorded with PyTorch: compare")
     add("--autoencoder", help='published name such as "vavae_f16d32"; needed with a file of one')
     add("--config", help="of the row that the weights were published for, in place of the flags below")
@@ -60,11 +70,14 @@ def run(parser: flags.Parser, arguments: list[str]) -> int:
         raise UserError("--to: must be given, unless --verify is")
     if given.target and pathlib.Path(given.target).exists():
         raise UserError(f"--to={given.target}: is already there")
-    stored = converted.autoencoder_name(given.source)
+    stored, source = converted.autoencoder_name(given.source), pathlib.Path(given.source)
+    is_file = not source.is_dir() or (not stored and torch_files.is_in(source))
+    if given.state_key and not is_file:
+        raise UserError(f"state_key={given.state_key}: is for files of PyTorch, --from={source} is a checkpoint")
     for flag in ("network", "verify"):
         if (given.autoencoder or stored) and getattr(given, flag):
             raise UserError(f"{flag}={getattr(given, flag)}: is for networks, not for {given.autoencoder or stored}")
-    if pathlib.Path(given.source).is_dir():
+    if not is_file:
         if given.target and pathlib.Path(given.target).suffix not in torch_files.SUFFIXES:
             raise UserError(f"--to={given.target}: must end in {', '.join(torch_files.SUFFIXES)}")
         if given.autoencoder and not stored:
@@ -115,10 +128,10 @@ def _to_folder(given: argparse.Namespace) -> None:
 
     settings, spec, network = described(given)
     outputs = recorded.read(given.verify, network) if given.verify else None
-    file = torch_files.read(given.source, network.family, given.weights)
+    file = torch_files.read(given.source, network.family, given.weights, given.state_key)
     table = families.table(network)
     parameters = tables.to_flax(table, file.state, network.abstract_parameters)
-    moments = None if file.optimizer is None else optimizers.optimizer_moments(network, file)
+    moments, no_moments = optimizers.moments_or_reason(network, file)
     items = {"ema": lambda: parameters}
     if moments is not None:
         items |= {"first_moment": moments.first, "second_moment": moments.second}
@@ -133,6 +146,8 @@ def _to_folder(given: argparse.Namespace) -> None:
         _write(given.target, lambda path: converted.write(path, items, settings, spec, record, summary))
         print(f"{given.source} ({given.weights}) -> {given.target}: {network.name}, transport {settings.transport}")
         _report_left_out(file.left_out)
+        if no_moments:
+            print(f"not converted: the optimiser's state: {no_moments}")
     _report(network, parameters, outputs)
 
 
@@ -161,7 +176,7 @@ def _autoencoder_to_folder(given: argparse.Namespace) -> None:
     from ucgm_jax.conversion import families, tables, torch_files
 
     autoencoder, settings = _autoencoder(given.autoencoder)
-    file = torch_files.read(given.source, autoencoder.family, "")
+    file = torch_files.read(given.source, autoencoder.family, "", given.state_key)
     parameters = families.to_flax(autoencoder, file.state)
     record = tables.record(families.table(autoencoder), file.state)
     summary, items = {"left_out": list(file.left_out)}, {converted.AUTOENCODER: lambda: parameters}

@@ -31,7 +31,8 @@ def parser() -> flags.Parser:
     add("--slice-batch", type=int, default=0, help="images at a time on the devices, where memory is short; 0: all")
     add("--compute-dtype", default="float32", help="float32 or bfloat16")
     add("--seed", type=int, default=0, help="of the posterior's samples, together with the image's place")
-    add("--max-bad-share", type=float, default=0.001, help="of images that cannot be read; above, exit code 1")
+    add("--max-bad-share", type=float, default=0.001, help="of unreadable images; above, exit code 1")
+    add("--exif-orientation", action="store_true", help="turn images as cameras note; off, as in the published code")
     add("--threads", type=int, default=8, help="that read images")
     add("--process-index", type=int, default=0, help="of this process, where several share --out")
     add("--process-count", type=int, default=1, help="shards are dealt round to so many processes")
@@ -72,6 +73,8 @@ def of_config(arguments: list[str]) -> dict[str, str | int]:
         "image_size": data.size * published.build(autoencoder).spatial_factor,
         "slice_batch": autoencoder.slice_batch,
         "compute_dtype": autoencoder.compute_dtype,
+        "exif_orientation": data.exif_orientation,
+        "max_bad_share": data.max_bad_share,
     }
 
 
@@ -105,7 +108,7 @@ def _encode(given: argparse.Namespace, out: pathlib.Path) -> int:
         how = {name: getattr(given, name) for name in ("compute_dtype", "slice_batch")}
         autoencoder = published.build(published.AutoencoderSettings(given.autoencoder, **how))
         height, width, channels = autoencoder.latent_shape(given.image_size)
-    found = images.open_images(given.images)
+    found = images.open_images(given.images, upright=given.exif_orientation)
     parameters = autoencoder_weights.load(autoencoder, given.weights)
     weights = checksums.sha256(autoencoder_weights.find(given.weights)) if parameters else ""
     fields = ("autoencoder", "image_size", "shard_size", "batch_size", "format", "seed", "max_bad_share", "threads")
@@ -114,6 +117,7 @@ def _encode(given: argparse.Namespace, out: pathlib.Path) -> int:
         weights=weights,
         latent_shape=(channels, height, width),
         compute=given.compute_dtype,
+        upright=given.exif_orientation,
         **{name: getattr(given, name) for name in fields},
     )
     encode = encoding.encoder(autoencoder, parameters, given.batch_size, given.seed)

@@ -69,7 +69,7 @@ def measure(evaluation: Evaluation, out: pathlib.Path) -> dict[str, Any]:
     from ucgm_jax.parallel import processes
 
     metrics, labels, generator = evaluation.metrics, evaluation.labels, evaluation.generator
-    folder = SampleFolder(out, evaluation.plan, labels, evaluation.formats)
+    folder = SampleFolder(out, evaluation.plan, labels, evaluation.formats, metrics.names)
     folder.begin()
     starts = range(0, len(labels), generator.batch_size)
     missing = folder.missing(starts)

@@ -73,6 +73,18 @@ def optimizer_moments(network: Network, file: TorchFile) -> Moments:
     return Moments(lambda: moment(MOMENTS[0]), lambda: moment(MOMENTS[1]), steps.pop())
 
 
+def moments_or_reason(network: Network, file: TorchFile) -> tuple[Moments | None, str]:
+    """The moments in a training checkpoint, or why there are none to convert; ("" where it has no optimiser)."""
+    if file.optimizer is None:
+        return None, ""
+    try:
+        return optimizer_moments(network, file), ""
+    except ConversionError as error:
+        return None, str(error)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # nothing like a state of PyTorch's optimisers
+        return None, f"opt: cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
+
+
 def _steps(key: str, state: Mapping[str, Any] | None) -> int:
     wanted = {*MOMENTS, "step"}
     if state is None or set(state) != wanted:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from ucgm_jax.errors import UserError
+from ucgm_jax.files.reading import DamagedFile, read_npz
 from ucgm_jax.networks.names import Network
 
 
@@ -24,13 +25,9 @@ def read(path: str | pathlib.Path, network: Network, key: str = "verify") -> dic
       UserError: no such file, or it holds something else.
     """
     try:
-        with np.load(path) as stored:
-            recorded = dict(stored)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{key}={path}: must be an .npz file") from error
-    missing = {"x", "t", "y", "out"} - recorded.keys()
-    if missing:
-        raise UserError(f"{key}={path}: lacks {', '.join(sorted(missing))}; must hold x, t, y, out")
+        recorded = read_npz(path, "x", "t", "y", "out")
+    except DamagedFile as error:
+        raise UserError(f"{key}={path}: {error}; must be an .npz file with x, t, y and out") from error
     height, width, channels = network.shape
     batch = max(recorded["x"].shape[:1], default=1)
     image = (batch, channels, height, width)
@@ -38,6 +35,8 @@ def read(path: str | pathlib.Path, network: Network, key: str = "verify") -> dic
         if recorded[name].shape != shape or not batch or recorded[name].dtype.kind not in "fiu":
             allowed = f"numbers of shape ({', '.join(['B', *map(str, shape[1:])])})"
             raise UserError(f"{key}={path}: {name} has shape {recorded[name].shape}, must be {allowed}")
+        if not np.isfinite(recorded[name]).all():
+            raise UserError(f"{key}={path}: {name} has values that are not finite")
     return recorded
 
 

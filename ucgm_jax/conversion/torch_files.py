@@ -22,6 +22,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ucgm_jax.conversion import states, weight_files
 from ucgm_jax.conversion.originals import published_names
 from ucgm_jax.conversion.tables import ConversionError
 from ucgm_jax.files import safetensors
@@ -66,7 +67,10 @@ class LazyState(Mapping):
     def __getitem__(self, name: str) -> np.ndarray:
         if self._mapped and self._last is not None:
             _give_back(self._last)
-        array = as_numpy(self._tensors[self._names[name]])
+        try:
+            array = as_numpy(self._tensors[self._names[name]])
+        except (ConversionError, TypeError, RuntimeError) as error:  # layouts and types that NumPy does not have
+            raise ConversionError(f"{name}: {' '.join(str(error).split())}") from error
         self._last = array
         return array
 
@@ -83,6 +87,8 @@ def as_numpy(tensor: Any) -> np.ndarray:
         return tensor
     import torch
 
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise ConversionError(f"a tensor that is {tensor.layout if not tensor.is_quantized else 'quantised'}")
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
@@ -96,68 +102,78 @@ def _give_back(array: np.ndarray) -> None:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _PAGE_OUT)
 
 
-def read(path: str | pathlib.Path, family: str, weights: str = "ema") -> TorchFile:
-    """The weights in a file, under their published names.
+def read(path: str | pathlib.Path, family: str, weights: str = "ema", state_key: str = "") -> TorchFile:
+    """The weights in a file or folder, under their published names.
 
     Args:
-      path: a .safetensors, .pt, .pth or .ckpt file: a state dict, or a training checkpoint that holds "ema", "model",
-        "opt", or a Lightning checkpoint that holds "state_dict".
+      path: a .safetensors, .pt, .pth, .ckpt or .bin file, or a folder with one, or with shards of .safetensors and
+        their index: a state dict, or a training checkpoint (`states.choose`).
       family: of the network or autoencoder; decides how the original authors' names are read (`originals.ORIGINALS`).
       weights: "ema" or "model", where the file holds both; "" for what there is.
+      state_key: the entry of a training checkpoint that is the state dict; "" looks for it.
 
     Raises:
       ConversionError: the file cannot be read, holds code, or holds no such weights.
     """
-    path = pathlib.Path(path)
-    if path.suffix not in READABLE:
-        raise ConversionError(f"{path}: must end in {', '.join(READABLE)}")
-    if not path.is_file():
-        raise ConversionError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        content: Mapping[str, Any] = safetensors.SafetensorsFile(path)
-        mapped = False  # each array brings its own map, which goes with it
+    path, content, mapped = _content(pathlib.Path(path))
+    beside: list[str] = []
+    if path.suffix in PICKLES or path.suffix == ".bin":
+        try:
+            tensors, beside = states.choose(content, weights, state_key)
+        except ConversionError as error:
+            raise ConversionError(f"{path}: {error}") from error
+    elif state_key:
+        raise ConversionError(f"state_key={state_key}: {path} holds tensors alone, by no other key than their own")
     else:
-        content, mapped = _unpickle(path)
-    tensors, beside = _choose(path, content, weights)
+        tensors = content
     names, left_out = published_names(family, weights, tensors)
-    beside_tensors = {key for key in names.values() if not _is_tensor(tensors[key])}
-    if beside_tensors:
-        raise ConversionError(f"{path}: {min(beside_tensors)} is not a tensor")
+    no_tensors = {key for key in names.values() if not states.is_tensor(tensors[key])}
+    if no_tensors:
+        raise ConversionError(f"{path}: {min(no_tensors)} is not a tensor")
     of_key = {key: name for name, key in names.items()}
     optimizer = content.get("opt") if beside else None
     return TorchFile(
         state=LazyState(tensors, names, mapped),
-        left_out=(*(key for key in beside if content[key] is not optimizer), *left_out),
+        left_out=(*(key for key in beside if content.get(key) is not optimizer or optimizer is None), *left_out),
         order=tuple(of_key.get(key, key) for key in tensors),
         optimizer=optimizer if isinstance(optimizer, Mapping) else None,
     )
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, np.ndarray) or hasattr(value, "untyped_storage")
+def _content(path: pathlib.Path) -> tuple[pathlib.Path, Mapping[str, Any], bool]:
+    """The file of weights, its content, and whether the content's tensors are mapped from it."""
+    if path.is_dir():
+        found = weight_files.in_folder(path, READABLE)
+        if found is None:
+            raise ConversionError(f"{path}: holds no file of weights ({', '.join(READABLE)})")
+        path = found
+    if path.name.endswith(weight_files.INDEX):
+        return path, weight_files.ShardedSafetensors(path), False
+    if path.suffix not in READABLE:
+        raise ConversionError(f"{path}: must end in {', '.join(READABLE)}")
+    if not path.is_file():
+        raise ConversionError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return path, safetensors.SafetensorsFile(path), False  # each array brings its own map, which goes with it
+    return path, *_unpickle(path)
 
 
-def _choose(path: pathlib.Path, content: Any, weights: str) -> tuple[Mapping[str, Any], list[str]]:
-    """The chosen state dict of a file's content, and the names of what stands beside it."""
-    if not isinstance(content, Mapping):
-        raise ConversionError(
-            f"{path}: holds {type(content).__name__}, must hold a state dict or a training checkpoint"
-        )
-    if isinstance(content, safetensors.SafetensorsFile):
-        return content, []
-    entries = {str(key): value for key, value in content.items()}
-    nested = [key for key in (*WEIGHTS, "state_dict") if isinstance(entries.get(key), Mapping)]
-    if not nested:
-        if not any(map(_is_tensor, entries.values())):
-            raise ConversionError(f"{path}: holds no weights, only {', '.join(entries) or 'nothing'}")
-        return content, []
-    if not weights:
-        chosen = nested[0]
-    else:
-        chosen = weights if weights in nested else "state_dict"
-    if chosen not in nested:
-        raise ConversionError(f"{path}: weights={weights}: must be one of {', '.join(nested)} in this file")
-    return content[chosen], [key for key in entries if key != chosen]
+def is_in(folder: pathlib.Path) -> bool:
+    """Whether a folder holds files of weights itself, rather than a checkpoint of this project."""
+    readable = (*READABLE, f".safetensors{weight_files.INDEX}")
+    ours = any((folder / name).is_dir() for name in ("checkpoints", "ema", "config"))
+    return not ours and any(path.name.endswith(readable) for path in folder.iterdir() if path.is_file())
+
+
+def _check_checksums(path: pathlib.Path) -> None:
+    """Compares a PyTorch file with the checksums in it, which PyTorch does not; some are written without any."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip() if any(one.CRC for one in archive.infolist()) else None
+    except Exception as error:  # a damaged archive makes its reader raise nearly anything
+        raise ConversionError(f"{path}: not a PyTorch file, or damaged") from error
+    if damaged:
+        raise ConversionError(f"{path}: damaged: the checksum of {damaged} is another")
 
 
 def _unpickle(path: pathlib.Path) -> tuple[Any, bool]:
@@ -170,6 +186,8 @@ def _unpickle(path: pathlib.Path) -> tuple[Any, bool]:
     with open(path, "rb") as file:
         if file.read(4) == b"PK\x03\x04" and not mapped:
             raise ConversionError(f"{path}: truncated")
+    if mapped:
+        _check_checksums(path)
     # Training scripts keep their flags as a Namespace, which holds values alone.
     with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
         warnings.simplefilter("ignore")

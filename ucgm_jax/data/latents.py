@@ -24,6 +24,7 @@ from ucgm_jax.data import manifest as manifests
 from ucgm_jax.data import statistics
 from ucgm_jax.data_spec import DataSpec
 from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.files.reading import DamagedFile, read_npy
 from ucgm_jax.files.safetensors import SafetensorsFile
 
 KEYS = ("latents", "latents_flip")
@@ -199,13 +200,13 @@ class ArrayRecordLatents(_Latents):
             count = len(self._records)
         except (RuntimeError, ValueError, OSError) as error:
             raise _corrupted(folder, error) from error
-        if count != manifest.examples:
-            raise UserError(f"data.path={folder}: {count} examples, {manifests.NAME} says {manifest.examples}")
         self._folder, self._bytes = folder, 4 * int(np.prod(shape))
-        with user_errors(f"{folder / LABELS}: "):
-            labels = np.load(folder / LABELS) if (folder / LABELS).is_file() else np.zeros(0)
-        if labels.shape != (count,):
-            raise UserError(f"{folder / LABELS}: {len(labels)} labels, must be {count}")
+        try:
+            labels = read_npy(folder / LABELS)
+        except DamagedFile as error:
+            raise UserError(f"{folder / LABELS}: {error}") from error
+        if labels.shape != (count,) or labels.dtype.kind not in "iu":
+            raise UserError(f"{folder / LABELS}: labels {labels.dtype} {labels.shape}, must be {count} whole numbers")
         super().__init__(folder, shape, labels, manifest.autoencoder, manifest.num_classes, normalisation)
 
     def _fill(self, raw: np.ndarray, indices: np.ndarray, flip: np.ndarray) -> None:
@@ -270,6 +271,8 @@ def open_folder(
         source = SafetensorsLatents(folder, autoencoder, num_classes, normalisation, files)
     if manifest is not None and source.spec.shape != (*manifest.latent_shape[1:], manifest.latent_shape[0]):
         raise UserError(f"data.path={folder}: latents of shape {source.spec.shape}, {manifests.NAME} says otherwise")
+    if manifest is not None and len(source) != manifest.examples:
+        raise UserError(f"data.path={folder}: {len(source)} examples, {manifests.NAME} says {manifest.examples}")
     return source
 
 

@@ -6,11 +6,34 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from ucgm_jax.data.statistics import Moments
 from ucgm_jax.errors import UserError
 from ucgm_jax.files import checksums, json_files
+from ucgm_jax.files.reading import DamagedFile, conform, number, one_of, plain_name, whole
 
 NAME = "manifest.json"
 PLAN = "plan.json"  # of a folder that was begun; without a manifest it is not finished
+
+
+_SHARD = {"file": plain_name, "examples": whole(), "bytes": whole(), "sha256": str}
+_SKIPPED = [{"image": str, "reason": str}]
+MANIFEST = {
+    "autoencoder": str,
+    "weights": str,
+    "image_size": whole(1),
+    "latent_shape": [whole(1, 2**20)],
+    "classes": [str],
+    "examples": whole(),
+    "format": one_of("safetensors", "array_record"),
+    "shards": [_SHARD],
+    "skipped": _SKIPPED,
+}
+REPORT = {
+    "shard": _SHARD,
+    "labels": [whole()],
+    "skipped": _SKIPPED,
+    "moments": {"count": whole(), "mean": [number], "deviations": [number]},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +79,37 @@ def read(folder: pathlib.Path) -> Manifest | None:
         return None
     stored = json_files.read(path, "a manifest of latents")
     try:
-        for key in ("latent_shape", "classes", "shards", "skipped"):
-            stored[key] = tuple(stored[key])
-        for shard in stored["shards"]:
-            if not isinstance(shard, dict) or not {"file", "examples", "bytes", "sha256"} <= shard.keys():
-                raise ValueError(f"shards: {shard!r} must have file, examples, bytes and sha256")
-        return Manifest(**stored)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: not a manifest of latents: {' '.join(str(error).split())}") from error
+        conform(stored, MANIFEST)
+        unknown = stored.keys() - MANIFEST.keys()
+        if unknown:
+            raise DamagedFile(f"{min(unknown)}: unknown key")
+        counted = sum(shard["examples"] for shard in stored["shards"])
+        if counted != stored["examples"]:
+            raise DamagedFile(f"examples={stored['examples']}: its shards have {counted}")
+        if len(stored["latent_shape"]) != 3:
+            raise DamagedFile(f"latent_shape={stored['latent_shape']}: must be (C, h, w)")
+    except DamagedFile as error:
+        raise UserError(f"{path}: not a manifest of latents: {error}") from error
+    return Manifest(**stored | {key: tuple(stored[key]) for key in ("latent_shape", "classes", "shards", "skipped")})
+
+
+def read_report(path: pathlib.Path, channels: int) -> dict[str, Any]:
+    """What happened while a shard was written: its entry of the manifest, labels, skipped images and `Moments`.
+
+    Raises:
+      UserError: it is not there or damaged.
+    """
+    stored = json_files.read(path, "the report of a shard")
+    try:
+        conform(stored, REPORT)
+        moments, examples = Moments.from_json(stored["moments"]), stored["shard"]["examples"]
+        if not len(moments.mean) == len(moments.deviations) == channels:
+            raise DamagedFile(f"moments of {len(moments.mean)} channels")
+        if len(stored["labels"]) != examples:
+            raise DamagedFile(f"{len(stored['labels'])} labels of {examples} examples")
+    except DamagedFile as error:
+        raise UserError(f"{path}: not the report of a shard: {error}") from error
+    return stored | {"moments": moments}
 
 
 def check_files(folder: pathlib.Path, manifest: Manifest, *, thorough: bool) -> None:

@@ -22,6 +22,18 @@ from ucgm_jax.settings import DataSettings, Settings
 Batch = dict[str, np.ndarray]
 
 
+class Unreadable(UserError):
+    """Examples that cannot be read, which `data.pipeline` replaces by others while a source tolerates so many.
+
+    Attributes:
+      reasons: example's index -> its name and what is wrong with it, in one line.
+    """
+
+    def __init__(self, reasons: dict[int, str]):
+        super().__init__(next(iter(reasons.values())))
+        self.reasons = reasons
+
+
 class Source(Protocol):
     """What the pipeline asks of a data set."""
 
@@ -30,7 +42,12 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray, flip: np.ndarray) -> Batch:
-        """The examples at `indices`, mirrored where `flip` is true."""
+        """The examples at `indices`, mirrored where `flip` is true.
+
+        Raises:
+          Unreadable: some of them cannot be read. A source that raises it has `max_bad_share`, the share of all its
+            examples that may be so.
+        """
         ...
 
 
@@ -114,7 +131,8 @@ def _images(settings: DataSettings) -> Source:
     from ucgm_jax.data import images
 
     _folder(settings)
-    return images.ImageSource(images.open_images(settings.path), settings.size)
+    found = images.open_images(settings.path, upright=settings.exif_orientation)
+    return images.ImageSource(found, settings.size, settings.channels or 3, settings.max_bad_share)
 
 
 def _folder(settings: DataSettings) -> pathlib.Path:

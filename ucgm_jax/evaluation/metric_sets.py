@@ -26,10 +26,12 @@ class Metrics(Protocol):
 
     Attributes:
       feature: the name, among the features, of those that are kept where features are; "" without any.
+      names: of all features.
       everyone: whether every host needs the features of all hosts for its figures.
     """
 
     feature: str
+    names: tuple[str, ...]
     everyone: bool
 
     def features(self, batch: Arrays) -> Arrays:
@@ -44,7 +46,7 @@ class Metrics(Protocol):
 class NoMetrics:
     """Measures nothing."""
 
-    feature, everyone = "", False
+    feature, names, everyone = "", (), False
 
     def features(self, batch: Arrays) -> Arrays:
         """See `Metrics.features`."""
@@ -73,7 +75,7 @@ class InceptionMetrics:
     def __init__(
         self, settings: MetricSettings, extractor: FeatureExtractor, reference: Reference | None, count: int
     ):  # fmt: skip
-        self.feature = settings.feature
+        self.feature, self.names = settings.feature, tuple(filter(None, (settings.feature, settings.logits)))
         self._measurement = Measurement(settings, count, reference)
         self._extractor = extractor
 
@@ -99,7 +101,7 @@ class PixelSpaceMetrics:
       MetricError: not more samples than an example has values.
     """
 
-    feature, everyone = "pixels", True
+    feature, names, everyone = "pixels", ("pixels",), True
 
     def __init__(self, source: Source, labels: np.ndarray):
         dimension = int(np.prod(source.spec.shape))

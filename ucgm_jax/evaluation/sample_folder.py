@@ -1,7 +1,7 @@
 """The folder that an evaluation writes, so that it goes on where it was stopped.
 
     plan.json       what fixes the samples; a folder that was begun with another plan is refused
-    shards/         features of each batch, one file a host; a file is whole or not there
+    shards/         features of each batch, one file a host; one that is not whole is made again
     images/         with PNG: 000000.png, ... by index
     samples.npz     with npz: the ADM batch layout, arr_0 (N, H, W, 3) uint8 and arr_1 (N,) labels
     features.npz    with features: features (N, D) float32 and labels (N,), which serve as a reference too
@@ -14,7 +14,9 @@ Several hosts must see the same folder.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
+import logging
 import os
 import pathlib
 import zipfile
@@ -27,12 +29,14 @@ from PIL import Image
 
 from ucgm_jax.errors import UserError
 from ucgm_jax.files import atomic, json_files
+from ucgm_jax.files.reading import DamagedFile, npz_names, opened_npz, read_npy, read_npz
 from ucgm_jax.parallel import processes
 
 FORMATS = ("png", "npz", "features")
 PICTURED = 64  # images of the picture
 PLAN = "plan.json"
 
+LOG = logging.getLogger("ucgm_jax")
 Arrays = dict[str, np.ndarray]
 
 
@@ -44,10 +48,19 @@ class SampleFolder:
       plan: JSON values by name.
       labels: (N,) of all samples.
       formats: which of `FORMATS` to keep.
+      features: names of the features that every batch has.
     """
 
-    def __init__(self, out: pathlib.Path, plan: dict[str, Any], labels: np.ndarray, formats: tuple[str, ...]):
+    def __init__(
+        self,
+        out: pathlib.Path,
+        plan: dict[str, Any],
+        labels: np.ndarray,
+        formats: tuple[str, ...],
+        features: tuple[str, ...] = (),
+    ):
         self.out, self._plan, self._labels, self._formats = out, json.loads(json.dumps(plan)), labels, formats
+        self._features = features
         self._shards, self._process = out / "shards", jax.process_index()
         self._threads = concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
@@ -70,6 +83,8 @@ class SampleFolder:
             atomic.remove_partial(self.out, self._shards)
             if "png" in self._formats:
                 (self.out / "images").mkdir(exist_ok=True)
+            for name in ("samples.npz", "features.npz"):
+                self._remove_damaged(self.out / name)
         processes.barrier("the folder was made")
 
     def _check_plan(self, theirs: dict[str, Any]) -> None:
@@ -83,9 +98,48 @@ class SampleFolder:
     def missing(self, starts: Iterable[int]) -> list[int]:
         """Those batches, by their first index, that some host has not written; the same list on every host."""
         starts = list(starts)
-        have = np.asarray([self._path(start, self._process).is_file() for start in starts], np.int32)
+        stops = [*starts[1:], len(self._labels)]
+        have = np.asarray([self._is_whole(*part) for part in zip(starts, stops, strict=True)], np.int32)
         everywhere = processes.gather(have).all(0) if starts else have
         return [start for start, whole in zip(starts, everywhere, strict=True) if not whole]
+
+    def _is_whole(self, start: int, stop: int) -> bool:
+        """Whether this host's files of a batch are all there and as they were written."""
+        path = self._path(start, self._process)
+        if not path.is_file():
+            return False
+        try:
+            shard = read_npz(path, "indices", *self._features, optional=("pictured",))
+            indices = shard["indices"]
+            expected = indices if jax.process_count() > 1 else np.arange(start, stop)
+            if not np.array_equal(indices, expected) or not _rising(indices, start, stop):
+                raise DamagedFile(f"holds other samples than {start} to {stop - 1}")
+            for name in self._features:
+                if len(shard[name]) != len(indices):
+                    raise DamagedFile(f"{name} of {len(shard[name])} samples, must be {len(indices)}")
+            if "png" in self._formats:
+                for index in indices.tolist():
+                    _check_png(self._png(index))
+            if "npz" in self._formats and not (self.out / "samples.npz").is_file():
+                images = read_npy(self._images(start, self._process))
+                if images.dtype != np.uint8 or len(images) != len(indices):
+                    raise DamagedFile(f"images of {len(images)} samples, must be {len(indices)}")
+        except DamagedFile as error:
+            LOG.warning("%s: %s; the batch is made again", path, error)
+            return False
+        return True
+
+    def _remove_damaged(self, path: pathlib.Path) -> None:
+        """Removes a file that joined all batches, if it is not as it was written: it is joined anew."""
+        if not path.is_file():
+            return
+        try:
+            with opened_npz(path) as archive:
+                if archive.testzip() or not npz_names(archive):
+                    raise DamagedFile("its checksums are others")
+        except DamagedFile as error:
+            LOG.warning("%s: %s; it is made again", path, error)
+            path.unlink()
 
     def write(self, start: int, indices: np.ndarray, images: np.ndarray | None, features: Arrays) -> None:
         """Writes this host's samples of a batch: images first, and last the shard that says that all is there.
@@ -111,7 +165,10 @@ class SampleFolder:
 
     def _write_png(self, index: int, image: np.ndarray) -> None:
         mode = image[..., 0] if image.shape[-1] == 1 else image
-        Image.fromarray(mode).save(self.out / "images" / f"{index:06d}.png")
+        Image.fromarray(mode).save(self._png(index))
+
+    def _png(self, index: int) -> pathlib.Path:
+        return self.out / "images" / f"{index:06d}.png"
 
     def _path(self, start: int, process: int) -> pathlib.Path:
         return self._shards / f"{start:08d}.{process:04d}.npz"
@@ -124,8 +181,9 @@ class SampleFolder:
         for start in starts:
             parts = []
             for process in range(jax.process_count()) if everyone else [self._process]:
-                with np.load(self._path(start, process), allow_pickle=False) as stored:
-                    parts.append({name: stored[name] for name in stored.files})
+                with _of_this_folder(self._path(start, process)):
+                    part = read_npz(self._path(start, process), "indices", *self._features, optional=("pictured",))
+                parts.append(part)
             order = np.argsort(np.concatenate([part["indices"] for part in parts]))
             names = {name for part in parts for name in part} - {"pictured"}
             batch = {name: np.concatenate([part[name] for part in parts])[order] for name in sorted(names)}
@@ -153,9 +211,9 @@ class SampleFolder:
     def _read_images(self, start: int) -> np.ndarray:
         images, indices = [], []
         for process in range(jax.process_count()):
-            images.append(np.load(self._images(start, process)))
-            with np.load(self._path(start, process)) as stored:
-                indices.append(stored["indices"])
+            with _of_this_folder(self._path(start, process)):
+                images.append(read_npy(self._images(start, process)))
+                indices.append(read_npz(self._path(start, process), "indices")["indices"])
         joined = np.concatenate(images)[np.argsort(np.concatenate(indices))]
         return np.broadcast_to(joined, (*joined.shape[:3], 3))
 
@@ -174,3 +232,31 @@ class SampleFolder:
                     stream.write(np.ascontiguousarray(part).tobytes())
             with archive.open(f"{labels_key}.npy", "w") as stream:
                 np.lib.format.write_array(stream, self._labels.astype(np.int64), allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _of_this_folder(path: pathlib.Path) -> Iterator[None]:
+    """Names the file that turned out damaged after it was found whole."""
+    try:
+        yield
+    except DamagedFile as error:
+        raise UserError(f"{path}: {error}; call the command again, which makes it again") from error
+
+
+def _rising(indices: np.ndarray, start: int, stop: int) -> bool:
+    """Whether these are indices of samples of a batch, each once."""
+    good = indices.ndim == 1 and indices.dtype.kind in "iu"
+    return good and len(np.unique(indices)) == len(indices) and bool(((start <= indices) & (indices < stop)).all())
+
+
+def _check_png(path: pathlib.Path) -> None:
+    """Looks whether a PNG file has its beginning and its end."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(8)
+            file.seek(max(0, path.stat().st_size - 8))
+            end = file.read(4)
+    except OSError as error:
+        raise DamagedFile(f"{path.name}: {error.strerror}") from error
+    if begin != b"\x89PNG\r\n\x1a\n" or end != b"IEND":
+        raise DamagedFile(f"{path.name}: cut")

@@ -8,14 +8,17 @@ https://huggingface.co/docs/safetensors
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from ucgm_jax.errors import UserError
+from ucgm_jax.files.reading import MAX_DIMENSIONS, DamagedFile, conform, one_line, one_of, whole
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -27,8 +30,12 @@ DTYPES = {
     "I16": np.dtype(np.int16),
     "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8),
+    "U16": np.dtype(np.uint16),
+    "U32": np.dtype(np.uint32),
+    "U64": np.dtype(np.uint64),
     "BOOL": np.dtype(np.bool_),
 }
+MAX_HEADER = 100_000_000  # bytes, as in the reference implementation
 CODES = {dtype.name: code for code, dtype in DTYPES.items()}
 
 
@@ -43,23 +50,20 @@ class SafetensorsFile(Mapping):
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
-        size = self.path.stat().st_size
-        with open(self.path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            self.start = 8 + length
-            if size < 8 or self.start > size:
-                raise UserError(f"{self.path}: truncated, or not a .safetensors file")
-            try:
-                self.entries = json.loads(file.read(length))
-                self.metadata = self.entries.pop("__metadata__", {})
-                end = max((entry["data_offsets"][1] for entry in self.entries.values()), default=0)
-                unknown = {entry["dtype"] for entry in self.entries.values()} - DTYPES.keys()
-            except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
-                raise UserError(f"{self.path}: not a .safetensors file") from error
-        if unknown:
-            raise UserError(f"{self.path}: dtype {min(unknown)}, must be one of {', '.join(DTYPES)}")
-        if self.start + end > size:
-            raise UserError(f"{self.path}: truncated: {size} bytes, must be {self.start + end}")
+        try:
+            with open(self.path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                length = int.from_bytes(file.read(8), "little")
+                self.start = 8 + length
+                if size < 8 or self.start > size:
+                    raise UserError(f"{self.path}: truncated, or not a .safetensors file")
+                if length > MAX_HEADER:
+                    raise UserError(f"{self.path}: a header of {length} bytes, may have {MAX_HEADER}")
+                self.metadata, self.entries = _header(file.read(length), size - self.start)
+        except DamagedFile as error:
+            raise UserError(f"{self.path}: {error}") from error
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror or error}") from error
 
     def __getitem__(self, key: str) -> np.ndarray:
         entry = self.entries[key]
@@ -74,6 +78,49 @@ class SafetensorsFile(Mapping):
 
     def __len__(self) -> int:
         return len(self.entries)
+
+
+def _header(text: bytes, size: int) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """The metadata and the entries of a header, checked against each other and the data's bytes.
+
+    As the reference implementation has it, the tensors' bytes follow one another without gaps and end with the file.
+
+    Raises:
+      DamagedFile: naming the tensor, where it is one.
+    """
+    try:
+        header = json.loads(text, object_pairs_hook=_without_repetition)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"not a .safetensors file: {one_line(error)}") from error
+    if not isinstance(header, dict):
+        raise DamagedFile("not a .safetensors file")
+    metadata = conform(header.pop("__metadata__", {}), {str: str}, "__metadata__")
+    for key, entry in header.items():
+        name = key if len(key) < 200 else f"{key[:200]}..."
+        conform(entry, {"dtype": one_of(*DTYPES), "shape": [whole()], "data_offsets": [whole()]}, name)
+        if len(entry["data_offsets"]) != 2 or len(entry["shape"]) > MAX_DIMENSIONS:
+            raise DamagedFile(f"{name}: {len(entry['data_offsets'])} offsets, {len(entry['shape'])} dimensions")
+    place = 0
+    for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, end = entry["data_offsets"]
+        needed = math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize
+        if begin != place:
+            raise DamagedFile(f"{key[:200]}: its bytes begin at {begin}, must begin at {place}, where others end")
+        if end - begin != needed:
+            shape = f"{entry['dtype']} of shape {entry['shape']}"
+            raise DamagedFile(f"{key[:200]}: {end - begin} bytes for {shape}, which takes {needed}")
+        if end > size:
+            raise DamagedFile(f"truncated: {size} bytes of data, {key[:200]} ends at {end}")
+        place = end
+    if place != size:
+        raise DamagedFile(f"{size} bytes of data, the tensors have {place}")
+    return metadata, header
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise DamagedFile("two entries of one name")
+    return dict(pairs)
 
 
 def write(

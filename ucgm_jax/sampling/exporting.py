@@ -44,4 +44,5 @@ def export(
         program = jax.export.export(jax.jit(function), platforms=platforms)(*arguments).serialize()
         arrays[name] = np.frombuffer(program, np.uint8)
     arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    arrays[exported.CHECKSUM] = exported.checksum(arrays)
     return arrays
