@@ -80,10 +80,19 @@ SAMPLER = ("steps", "order", "extrapolation_ratio", "stochasticity_ratio", "sche
            "guidance_scale", "guidance_interval")  # fmt: skip
 
 
-def add_sampler(result: Parser) -> None:
-    """The flags that `sampler_of` reads."""
+def whole_numbers(text: str) -> int | tuple[int, ...]:
+    """The type of a flag of one whole number, or of several that are separated by commas."""
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be whole numbers separated by commas, not {text!r}") from error
+    return values[0] if len(values) == 1 else values
+
+
+def add_sampler(result: Parser, several_steps: bool = False) -> None:
+    """The flags that `sampler_of` reads; with several_steps --steps may be a list."""
     add = result.add_argument_group("sampler; what is not given is as the model's config has it").add_argument
-    add("--steps", type=int)
+    add("--steps", type=whole_numbers if several_steps else int)
     add("--order", type=int)
     add("--extrapolation-ratio", type=float)
     add("--stochasticity-ratio", type=number_or("auto"))

@@ -109,7 +109,7 @@ class Network(Functional):
     @property
     def has_target_time(self) -> bool:
         """Whether the network knows a second time."""
-        return self.options.target_time != "none"
+        return getattr(self.options, "target_time", "none") != "none"
 
     def apply(
         self,
