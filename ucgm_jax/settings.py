@@ -11,6 +11,7 @@ import math
 
 from ucgm_jax.autoencoders.published import AutoencoderSettings
 from ucgm_jax.method import checks
+from ucgm_jax.method.any_step import AnyStepSettings
 from ucgm_jax.method.checks import at_least, check
 from ucgm_jax.method.guidance import GuidanceSettings
 from ucgm_jax.method.objective import ObjectiveSettings
@@ -182,6 +183,7 @@ class Settings:
     autoencoder: AutoencoderSettings = AutoencoderSettings("idae_f1c3")
     network: NetworkSettings = NetworkSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
+    any_step: AnyStepSettings = AnyStepSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     train: TrainSettings = TrainSettings()
     mesh: MeshSettings = MeshSettings()
@@ -192,3 +194,8 @@ class Settings:
 
     def __post_init__(self):
         check(self, seed=checks.seed(self.seed))
+
+    @property
+    def trained_objective(self) -> ObjectiveSettings | AnyStepSettings:
+        """The settings of the objective that `objective.kind` names."""
+        return self.any_step if self.objective.kind == "any_step" else self.objective

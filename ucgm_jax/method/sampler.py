@@ -43,8 +43,8 @@ class SamplerSettings:
         at each step.
       schedule: [a, b, c, time_dist_ctrl] Kumaraswamy parameters, above 0; (1, 1, 1) is uniform.
       gaps: [rfba_gap_steps] distance from the noise end and from the data end, each in [0, 1), sum below 1.
-      style: "solver" (this module), or the jumps of a network of two times: "any" or "few", see `jump_sampler`.
-      renoise_ratio: of style "any", in [0, 1]: how far beyond the next time to jump before noising forward to it.
+      style: "solver" (this module), or a network of two times' jumps: "any" or "few", see `jump_sampler`.
+      renoise_ratio: of style "any", in [0, 1]: how far beyond the next time to jump, to noise forward.
     """
 
     steps: int = 30

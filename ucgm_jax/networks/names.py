@@ -110,7 +110,7 @@ class Network(Functional):
     @property
     def has_target_time(self) -> bool:
         """Whether the network knows a second time."""
-        return self.options.target_time != "none"
+        return getattr(self.options, "target_time", "none") != "none"
 
     def apply(
         self,
@@ -149,8 +149,7 @@ class Network(Functional):
 def maker(family: str, options: Any) -> Callable[[nnx.Rngs], nnx.Module]:
     """What makes the module of a family with these options; see `Functional.make`."""
     others = {"DDT": transformer.DecoupledTransformer, "EDM2": edm2.EDM2, "UNet+": unet.UNet}
-    module = others.get(family, transformer.DiffusionTransformer)
-    return lambda rngs: module(options, rngs=rngs)
+    return lambda rngs: others.get(family, transformer.DiffusionTransformer)(options, rngs=rngs)
 
 
 # What sets the families of transformers apart: options of `transformer.TransformerSettings`.

@@ -106,7 +106,7 @@ class _Loop:
         train, network = run.settings.train, run.model.architecture
         self._step = _compiled(run)
         self._writer, self._progress = MetricsWriter(workdir, first), Progress(train.steps, first)
-        per_step = forward_units(run.settings.objective) * train.batch_size * flops.forward_flops(network)
+        per_step = forward_units(run.settings.trained_objective) * train.batch_size * flops.forward_flops(network)
         self._speed = Speed(train.batch_size, per_step, list(run.model.mesh.devices.flat), first)
         self._window = ProfileWindow(workdir / "profile", train.profile_from, train.profile_steps)
 
