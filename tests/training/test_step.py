@@ -87,7 +87,7 @@ class Noisy(nnx.Module):
     def __init__(self, rngs):
         self.linear = nnx.Linear(8, 8, rngs=rngs)
 
-    def __call__(self, x, t, labels, dropout_keys=None):
+    def __call__(self, x, t, labels, dropout_keys=None, placement=None):
         return convolutions.dropout(self.linear(x), 0.5, dropout_keys)
 
 

@@ -17,8 +17,8 @@ from flax import nnx
 
 from ucgm_jax.networks import convolutions
 from ucgm_jax.networks.convolutions import BlockPlan, UNetSettings
-from ucgm_jax.networks.functional import Buffer
-from ucgm_jax.networks.layers import Array
+from ucgm_jax.networks.functional import Buffer, Placement
+from ucgm_jax.networks.products import Array, keep
 
 Parameters = Any  # a nested dict of arrays
 
@@ -115,7 +115,7 @@ class Block(nnx.Module):
             self.qkv = Projection(outputs, 3 * outputs, rngs=rngs)
             self.projection = Projection(outputs, outputs, rngs=rngs)
 
-    def __call__(self, x: Array, embedding: Array, dropout_keys: Array | None) -> Array:
+    def __call__(self, x: Array, embedding: Array, dropout_keys: Array | None, placement: Placement | None) -> Array:
         plan = self.plan
         x = convolutions.resample(x, plan.resample)
         main = self.skip(x) if plan.inputs != plan.outputs else x
@@ -127,12 +127,13 @@ class Block(nnx.Module):
         y = self.convolution1(convolutions.dropout(y, self.settings.dropout, dropout_keys))
         x = weighted_sum(main, y, RESIDUAL_BALANCE)
         if plan.heads:
-            x = weighted_sum(x, self._attention(x), ATTENTION_BALANCE)
+            x = weighted_sum(x, self._attention(x, placement), ATTENTION_BALANCE)
         return jnp.clip(x, -LARGEST_ACTIVATION, LARGEST_ACTIVATION)
 
-    def _attention(self, x: Array) -> Array:
-        backend, pixel_norm = self.settings.attention, lambda parts: unit_magnitude(parts, -1)
-        return self.projection(convolutions.attend_between_pixels(self.qkv(x), self.plan.heads, backend, pixel_norm))
+    def _attention(self, x: Array, placement: Placement | None) -> Array:
+        qkv, pixel_norm = keep(self.qkv(x)), lambda parts: unit_magnitude(parts, -1)
+        y = convolutions.attend_between_pixels(qkv, self.plan.heads, self.settings, pixel_norm, placement)
+        return keep(self.projection(y))
 
 
 class EDM2(nnx.Module):
@@ -153,7 +154,14 @@ class EDM2(nnx.Module):
         self.output = Projection(settings.model_channels * settings.multipliers[0], settings.channels, 3, rngs=rngs)
         self.output_gain = nnx.Param(jnp.zeros(()))
 
-    def __call__(self, x: Array, t: Array, labels: Array, dropout_keys: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        t: Array,
+        labels: Array,
+        dropout_keys: Array | None = None,
+        placement: Placement | None = None,
+    ) -> Array:
         """F(x, t, labels): x (B, H, W, C), t (B,), labels (B,) int; returns (B, H, W, C) float32.
 
         Rows with the label num_classes are unconditional: nothing is added to their noise embedding.
@@ -169,6 +177,7 @@ class EDM2(nnx.Module):
             embedding,
             concatenate=concatenate,
             dropout_keys=dropout_keys,
+            placement=placement,
         )
         return self.output(x, self.output_gain[...]).astype(jnp.float32)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,29 +34,23 @@ class Placement:
       activations: an array with the batch as its first axis -> the same, in its place.
       spread: a function of arrays (B, N, heads, features) that treats each example and head alike -> the same function,
         run on every device for its own part of them.
+      where_stored: (inputs (B, D), kernels (K, D, count, F) as they are stored) -> the inputs' product with each,
+        (K, B, count, F), without moving the kernels: for few rows, which weigh less. None where weights are whole.
+      splits_features: whether one product's features are split over devices.
+      keeps_gathered: whether gathered weights wait for the backward pass instead of being gathered again.
     """
 
     weights: Callable[[Parameters], Parameters]
     activations: Callable[[jax.Array], jax.Array]
     spread: Callable[[Callable], Callable]
+    where_stored: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    splits_features: bool = False
+    keeps_gathered: bool = False
 
 
-_placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)
-
-
-@contextlib.contextmanager
-def placing(placement: Placement | None) -> Iterator[None]:
-    """Networks that are traced inside follow this placement."""
-    token = _placement.set(placement)
-    try:
-        yield
-    finally:
-        _placement.reset(token)
-
-
-def current_placement() -> Placement | None:
-    """The placement that a network's parts have to follow; None for none."""
-    return _placement.get()
+def platform_of(stated: str) -> str:
+    """The platform, "cpu", "gpu" or "tpu", that was stated or, where that is empty, that this process runs on."""
+    return stated or jax.default_backend()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,7 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"mlp/input/kernel$", ("embed", None, "mlp")),
     (r"mlp/hidden/kernel$", ("embed", "mlp")),
     (r"mlp/output/kernel$", ("mlp", "embed")),
-    (r"modulation/linear/kernel$", ("embed", None, "mlp")),
+    (r"modulation/linear/kernel$", ("mlp", None, "embed")),
     (r"label_embedding/embedding$", (None, "embed")),
     (r"(final/linear|^output)/kernel$", ("embed", None)),  # few outputs
     (r"(bias|scale|gain|frequencies|phases)$", ()),
