@@ -140,10 +140,10 @@ class Modulation(nnx.Module):
           placement: with a `where_stored`.
         """
         dtype = self.linear.dtype
-        kernel, bias = (variable[...].astype(dtype) for variable in (self.linear.kernel, self.linear.bias))
-        parts = placement.where_stored(conditioning[:, 0].astype(dtype), kernel)
+        kernel, bias = self.linear.kernel[...], self.linear.bias[...]
+        parts = placement.where_stored(conditioning[:, 0].astype(dtype), kernel.astype(dtype))
         bias = placement.weights({"modulation": {"linear": {"bias": bias}}})["modulation"]["linear"]["bias"]
-        return jnp.moveaxis(keep(parts + bias[:, None]), 2, 1)[:, :, :, None]
+        return jnp.moveaxis(keep(parts + bias[:, None].astype(dtype)), 2, 1)[:, :, :, None]
 
 
 class Block(nnx.Module):
