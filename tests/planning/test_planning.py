@@ -15,12 +15,13 @@ import jax
 import numpy as np
 import pytest
 
+from tests.planning import test_reading
 from tests.training.small import small_config
 from ucgm_jax import config as config_module
 from ucgm_jax import plan as command
 from ucgm_jax.errors import UserError
 from ucgm_jax.networks import flops
-from ucgm_jax.planning import chips, collectives, estimate, program, search
+from ucgm_jax.planning import chips, collectives, cycles, estimate, program, search
 from ucgm_jax.training import optimizers, sharding, speed
 from ucgm_jax.training import state as state_module
 from ucgm_jax.training.step import train_step
@@ -40,90 +41,18 @@ def compiled():
     return program.compile_training(settings(), CHIP, jax.devices())
 
 
-PROGRAM = """
-%add (a: f32[], b: f32[]) -> f32[] {
-  ROOT %sum = f32[] add(%a, %b)
-}
-
-%condition (p: (s32[], f32[8,4])) -> pred[] {
-  %limit = s32[]{:T(128)} constant(28)
-  ROOT %less = pred[] compare(%i, %limit), direction=LT
-}
-
-%body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
-  %gathered = bf16[16,4]{1,0} all-gather(%w), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
-  %part.1 = bf16[2,4]{1,0} all-gather(%w), channel_id=7, replica_groups=[2,4]<=[8], frontend_attributes={chain_id="0"}
-  %part.2 = bf16[2,4]{1,0} all-gather(%w), channel_id=7, replica_groups=[2,4]<=[8], frontend_attributes={chain_id="0"}
-}
-
-%data_dependent (p: (s32[], f32[8,4])) -> pred[] {
-  %limit = s32[] constant(100)
-  ROOT %any = pred[] all-reduce(%x), channel_id=2, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
-}
-
-ENTRY %main (x: f32[8,4]) -> f32[8,4] {
-  %loop = (s32[], f32[8,4]) while(%t), condition=%condition, body=%body
-  %wait = (s32[], f32[8,4]) while(%t), condition=%data_dependent, body=%add
-  %scattered = f32[2,4]{1,0} reduce-scatter(%y), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%add
-  %summed = (f32[4]{0}, f32[2]{0}) all-reduce(%y, %z), channel_id=4, replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add
-  %named = f32[4]{0} all-reduce(%y), channel_id=5, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, to_apply=%add
-}
-"""
-
-
-def test_collectives_of_a_program():
-    found = collectives.read(PROGRAM, {"data": 2, "fsdp": 4, "tensor": 1})
-    facts = {(one.kind, one.axes, one.shape): (one.count, one.bytes, one.wire_bytes) for one in found}
-    assert facts == {
-        ("all-gather", "fsdp", "bf16[16,4]"): (28, 128, 96),
-        ("all-gather", "fsdp", "bf16[2,4]"): (28, 16, 12),  # in two pieces of one chain
-        ("all-reduce", "data+fsdp", "pred[]"): (1, 1, 2 * 7 / 8),
-        ("reduce-scatter", "fsdp", "f32[2,4]"): (1, 128, 96),
-        ("all-reduce", "data", "f32[4]+f32[2]"): (1, 24, 24),
-        ("all-reduce", "data", "f32[4]"): (1, 16, 16),
-    }
-
-
-GPU_PROGRAM = """
-%wrapped (p: f32[2,4]) -> f32[16,4] {
-  ROOT %inside = f32[16,4]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['axis_0'=16] {'axis_0'}
-}
-
-%body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
-  %g = ((bf16[2,4]{1,0}, bf16[2]{0}), (bf16[8,4]{1,0}, /*index=1*/bf16[8]{0})) all-gather-start(%w, %v), channel_id=1, replica_groups=mesh['data'=4,'fsdp'=4] {'fsdp'}, dimensions={0}
-  %gathered = (bf16[8,4]{1,0}, bf16[8]{0}) all-gather-done(%g)
-  %s = ((f32[16,4]{1,0}), (f32[4,4]{1,0})) reduce-scatter-start(%y), channel_id=2, replica_groups=[4,4]<=[16], to_apply=%add
-}
-
-%condition (p: (s32[], f32[8,4])) -> pred[] {
-  ROOT %less = pred[] compare(%i, %limit), direction=LT
-}
-
-ENTRY %main (x: f32[8,4]) -> f32[8,4] {
-  %loop = (s32[], f32[8,4]) while(%t), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"28"}}
-  %now = ((f32[4]{0}), f32[4]{0}) all-reduce-start(%z), channel_id=3, replica_groups=[4,4]<=[4,4]T(1,0), to_apply=%add
-  %before = f32[6]{0} all-reduce-start(%z), channel_id=4, replica_groups={{0,4,8,12},{1,5,9,13}}, to_apply=%add
-  %pair = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%z), source_target_pairs={{0,1},{7,8}}
-  %start = ((f32[2,4]{1,0}), f32[16,4]{1,0}) async-start(%x), calls=%wrapped
-  %end = f32[16,4]{1,0} async-done(%start), calls=%wrapped
-}
-"""  # noqa: E501
-
-
-def test_asynchronous_collectives_of_gpus():
-    """Counted once, by their results, whether those of the operands stand before them or not."""
-    mesh = {"data": 4, "fsdp": 4, "tensor": 1}
-    found = collectives.read(GPU_PROGRAM, mesh, hosts=[place // 8 for place in range(16)])
-    facts = {(one.kind, one.axes, one.shape): (one.count, one.bytes, one.crossing) for one in found}
-    assert facts == {
-        ("all-gather", "fsdp", "bf16[8,4]+bf16[8]"): (28, 80, 0),
-        ("reduce-scatter", "fsdp", "f32[4,4]"): (28, 256, 0),
-        ("all-reduce", "data", "f32[4]"): (1, 16, 2),
-        ("all-reduce", "data", "f32[6]"): (1, 24, 2),
-        ("collective-permute", "fsdp", "f32[4]"): (1, 16, 1),  # the second pair is on two hosts
-        ("all-gather", "data+fsdp", "f32[16,4]"): (1, 256, 8),
-    }
-    assert {one.crossing for one in collectives.read(GPU_PROGRAM, mesh)} == {0}
+def test_estimate_of_the_program():
+    gathers = [one for one in collectives.read(test_reading.KERNELS, {"data": 2, "fsdp": 4, "tensor": 1})]
+    assert [(one.kind, one.count, one.blocks) for one in gathers] == [("all-gather", 28, True)]
+    chip = dataclasses.replace(CHIP, clock=1e3)
+    plan = dataclasses.replace(compiled(), collectives=gathers, loops=(cycles.Loop("body", 28, 84),))
+    found = estimate.of_the_program(plan, chip, 8)
+    assert found.computing == pytest.approx(0.084)
+    assert found.waiting == pytest.approx(28 * 2 * 64 * 4 * 3 / 4 / chip.interconnect)
+    overlapped = dataclasses.replace(plan, collectives=[dataclasses.replace(gathers[0], blocks=False)])
+    assert estimate.of_the_program(overlapped, chip, 8).waiting == 0
+    assert "the program: 84.0 ms" in estimate.text(estimate.report("small", "test:2x4", 8, chip, plan))
+    assert estimate.of_the_program(dataclasses.replace(plan, loops=()), chip, 8) is None
 
 
 @pytest.mark.parametrize("crossing, rate", [(0, 450e9), (1, 50e9), (4, 200e9), (8, 400e9), (16, 450e9)])
@@ -234,6 +163,20 @@ def test_search_tries_cheap_policies_first_and_prefers_what_fits():
     assert search.best([full, dataclasses.replace(full, free=-0.1)], topology).free == -0.1
 
 
+def test_search_tries_the_best_with_other_numbers_of_blocks_at_once(monkeypatch):
+    topology, asked = chips.Topology("test:2x4", CHIP, 8), []
+
+    def compile_training(one, chip, devices):
+        asked.append((one.network.remat, one.network.unroll))
+        free = 0.1 * len(asked)
+        return dataclasses.replace(compiled(), fits=False, free=-1 + free, unroll=one.network.unroll or 2)
+
+    monkeypatch.setattr(search, "compile_training", compile_training)
+    small = config_module.build(small_config(train__batch_size=16))
+    tried = search.search(small, topology, jax.devices(), 2, lambda one: None)
+    assert asked == [("none", 0), ("none", 0), ("none", 1), ("none", 4)] and len(tried) == 4
+
+
 @pytest.mark.parametrize(
     "text, count, hosts",
     [("v5p:4x4x4", 64, 1), ("h100:8", 8, 1), ("h100:1", 1, 1), ("h200:4x8", 32, 4), ("h200:2x4", 8, 2)],
@@ -315,7 +258,7 @@ def test_what_does_not_fit_though_it_compiles():
     """The CUDA compiler refuses nothing."""
     sizes = {"temp": 2**31, "output": 10, "alias": 10, "generated_code": 0, "argument": 2**30}
     stats = types.SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
-    done = types.SimpleNamespace(memory_analysis=lambda: stats, as_text=lambda: PROGRAM)
+    done = types.SimpleNamespace(memory_analysis=lambda: stats, as_text=lambda: test_reading.PROGRAM)
     lowered, mesh = types.SimpleNamespace(compile=lambda: done), sharding.make_mesh(settings().mesh)
     result = program._compile(
         settings(),

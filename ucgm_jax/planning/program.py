@@ -19,8 +19,10 @@ from ucgm_jax.evaluation.generate import Generator
 from ucgm_jax.method import transports
 from ucgm_jax.networks import flops, names
 from ucgm_jax.networks.names import Network
-from ucgm_jax.planning import collectives, stand_in
+from ucgm_jax.planning import collectives, cycles, kernels, stand_in
 from ucgm_jax.planning.chips import GIB, Chip
+from ucgm_jax.planning.cycles import Loop
+from ucgm_jax.planning.kernels import Kernel
 from ucgm_jax.training import optimizers, sharding
 from ucgm_jax.training import state as state_module
 from ucgm_jax.training.step import compile_step, train_step
@@ -36,6 +38,7 @@ class Compiled:
       mesh: size of each axis.
       batch_size: over all chips.
       remat: what the backward pass keeps.
+      unroll: blocks of a transformer that are compiled per turn of a loop over them; 0 for a network without the loop.
       memory: bytes per chip by kind.
       fits: whether it runs in the chip's memory.
       refusal: what the compiler said, where it does not fit.
@@ -45,12 +48,14 @@ class Compiled:
       collectives: of one run.
       seconds: of compiling, on the clock; cpu_seconds: of this process.
       notes: in what the program differs from the one that would run on the chip.
+      kernels: of a program for GPUs; loops: of one for TPUs; of one run.
       passes: how often it goes through its memory: once a step, once for each network evaluation of a sampler.
     """
 
     mesh: dict[str, int]
     batch_size: int
     remat: str
+    unroll: int
     memory: dict[str, int]
     fits: bool
     refusal: str
@@ -62,6 +67,8 @@ class Compiled:
     cpu_seconds: float
     notes: tuple[str, ...] = ()
     passes: int = 1
+    kernels: tuple[Kernel, ...] = ()
+    loops: tuple[Loop, ...] = ()
 
 
 GPU_MEMORY = "all of a GPU's memory is JAX's, which takes 75 % unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise"
@@ -184,9 +191,24 @@ def _compile(settings, network, chip, mesh, batch_size, lowered, memory, model, 
         hosts = [device.process_index for device in mesh.devices.flat] if chip.network else ()
         text = compiled.as_text()
         found = collectives.read(text, dict(mesh.shape), hosts)
-    how = (dict(mesh.shape), batch_size, network.options.rematerialisation)
-    notes = _gpu_notes(settings, chip, text) if chip.is_gpu else ()
-    return Compiled(*how, memory, fits, refusal, free, model, computed, found, *seconds, notes)
+    return Compiled(
+        mesh=dict(mesh.shape),
+        batch_size=batch_size,
+        remat=network.options.rematerialisation,
+        unroll=network.options.blocks_at_once(network.options.depth) if network.stacks else 0,
+        memory=memory,
+        fits=fits,
+        refusal=refusal,
+        free=free,
+        model_flops=model,
+        hardware_flops=computed,
+        collectives=found,
+        seconds=seconds[0],
+        cpu_seconds=seconds[1],
+        notes=_gpu_notes(settings, chip, text) if chip.is_gpu else (),
+        kernels=tuple(kernels.read(text, chip)) if chip.is_gpu else (),
+        loops=() if chip.is_gpu else tuple(cycles.read(text)),
+    )
 
 
 def _gpu_notes(settings: Settings, chip: Chip, text: str) -> tuple[str, ...]:
