@@ -34,11 +34,13 @@ def measure(one, batch: int, repeats: int) -> dict:
 
     @jax.jit
     def sampled(parameters, rows, noise, labels):
-        return sampler.integrate(rows, network.bind(parameters), noise, labels, None, order=one.sampler.order)[0]
+        cast = network.cast(parameters)
+        return sampler.integrate(rows, network.bind(cast), noise, labels, None, order=one.sampler.order)[0]
 
     @jax.jit
     def bare(parameters, times, noise, labels):
-        call = lambda x, t: (network.apply(parameters, x, jnp.full(x.shape[:1], t), labels), None)
+        bound = network.bind(network.cast(parameters))
+        call = lambda x, t: (bound(x, jnp.full(x.shape[:1], t), labels), None)
         return jax.lax.scan(call, noise, times)[0]
 
     with_sampler = timing.seconds(lambda: sampled(parameters, rows, noise, labels), repeats)

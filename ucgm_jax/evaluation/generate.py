@@ -85,7 +85,7 @@ class Generator:
 
     def sample_batch(self, parameters, output_parameters, rows, scale, interval, seed, labels, indices, noise) -> Tree:
         """One batch, as a pure function that is not compiled; rows, scale and interval are `settings_arrays`."""
-        network = self._network.bind(parameters)
+        network = self._network.bind(self._network.cast(parameters))  # once for all calls
         if self._guided.is_on:
             network = guidance.guided(
                 network, scale, interval, self._network.null_label, channels=self._network.guided_channels
