@@ -56,7 +56,7 @@ PRESETS = {
     # Products in pieces, each while the next piece of its weights is on the way.
     "collective_matmul": Preset(
         "Wang et al., 'Overlap Communication with Dependent Computation via Decomposition', ASPLOS 2023. GPUs: "
-        "NVIDIA's JAX-Toolbox, 'Tips for High-Performance LLMs'. TPUs: LIBTPU_INIT_ARGS of AI-Hypercomputer's training scripts",
+        "NVIDIA's JAX-Toolbox, 'Tips for High-Performance LLMs'. TPUs: training scripts of AI-Hypercomputer",
         gpu={"xla_gpu_threshold_for_windowed_einsum_mib": 0, "xla_gpu_multi_streamed_windowed_einsum": True},
         tpu={"xla_tpu_decompose_all_gather_einsum": True, "xla_tpu_decompose_einsum_reduce_scatter": True},
     ),
