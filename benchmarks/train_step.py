@@ -21,9 +21,10 @@ import numpy as np
 
 from benchmarks import published, timing
 from ucgm_jax import config as config_module
-from ucgm_jax.config import MeshSettings
 from ucgm_jax.networks import flops, names
-from ucgm_jax.training import optimizers, sharding
+from ucgm_jax.parallel import meshes
+from ucgm_jax.parallel.meshes import MeshSettings
+from ucgm_jax.training import optimizers
 from ucgm_jax.training import state as state_module
 from ucgm_jax.training.speed import forward_units
 from ucgm_jax.training.step import compile_step
@@ -61,7 +62,7 @@ def measure(one: config_module.Settings, rate: float, repeats: int) -> dict:
     """Times of one configuration on the first device."""
     shape, batch_size = (32, 32, 4), one.train.batch_size
     network, optimizer = names.build(one.network, shape, 1000), optimizers.build(one.optimizer)
-    mesh = sharding.make_mesh(MeshSettings(), jax.devices()[:1])
+    mesh = meshes.make_mesh(MeshSettings(), jax.devices()[:1])
     placed = state_module.shardings(state_module.abstract(network, optimizer, one.objective), optimizer, mesh)
     create = lambda key: state_module.create(network.init(key), None, optimizer, one.objective)
     state = jax.jit(create, out_shardings=placed)(jax.random.key(0))

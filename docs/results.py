@@ -1,6 +1,6 @@
 """Writes docs/results.md from the configs and docs/measured.json: python -m docs.results [--add ROW=results.json].
 
---add takes the figures of a results file of `ucgm_jax.evaluate` into docs/measured.json first.
+--add takes the figures of a results file of `ucgm_jax.commands.evaluate` into docs/measured.json first.
 """
 
 from __future__ import annotations

@@ -52,8 +52,9 @@ ucgm_environment() { # extras
     return
   fi
   python="$(ucgm_python)"
-  # Made anew when the requirements change; extras are added as they are asked for.
-  requirements="$(cksum <setup.py)"
+  # Made anew when the project's metadata change, which stand before the settings of tools; extras are added as they
+  # are asked for.
+  requirements="$(sed '/^\[tool/,$d' pyproject.toml | cksum)"
   if [ ! -f "$folder/stamp" ] || [ "$(head -n 1 "$folder/stamp")" != "$requirements" ]; then
     echo "installing into $folder with $($python --version)"
     "$python" -m venv --clear "$folder"

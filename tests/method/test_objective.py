@@ -56,13 +56,10 @@ def test_golden_toy_case(name, float64):
         losses, auxiliary = objective.loss(
             settings,
             training_transport(case["transport_type"]),
+            objective.Batch(x, z, jnp.asarray(vectors["t"]), jnp.asarray(vectors["labels"])),
             network=frame(toy_network(weights)),
             frozen_network=frame(toy_network(jax.lax.stop_gradient(weights))),
             target_network=target,
-            x=x,
-            z=z,
-            t=jnp.asarray(vectors["t"]),
-            labels=jnp.asarray(vectors["labels"]),
             null_label=NULL_LABEL,
         )
         seen.append(auxiliary)
@@ -84,26 +81,25 @@ def test_golden_toy_case(name, float64):
         assert relative_error(after, vectors["cmd_after"]) < 1e-9
 
 
-def batch(size=8, seed=0, dtype=jnp.float32):
+def batch(size=8, seed=0, dtype=jnp.float32) -> objective.Batch:
     rng = np.random.default_rng(seed)
     x, z = (jnp.asarray(rng.normal(size=(size, 4, 4, 3)), dtype) for _ in range(2))
-    return x, z, jnp.asarray(rng.uniform(0.05, 0.95, size), dtype), jnp.asarray(rng.integers(0, 5, size))
+    t, labels = jnp.asarray(rng.uniform(0.05, 0.95, size), dtype), jnp.asarray(rng.integers(0, 5, size))
+    return objective.Batch(x, z, t, labels)
 
 
-def run(settings, transport=transports.LINEAR, network=None, **changes):
-    x, z, t, labels = batch()
+def run(settings, transport=transports.LINEAR, network=None, rows=None, **changes):
+    """The loss of `rows` (None: those of `batch`, with `changes`), all networks being the same one."""
     network = network or toy_network(toy_weights()[0])
-    arguments = dict(
+    return objective.loss(
+        settings,
+        transport,
+        (rows or batch())._replace(**changes),
         network=network,
         frozen_network=network,
         target_network=network,
-        x=x,
-        z=z,
-        t=t,
-        labels=labels,
         null_label=NULL_LABEL,
     )
-    return objective.loss(settings, transport, **(arguments | changes))
 
 
 @pytest.mark.parametrize("label_drop, expected", [(0.0, 0), (0.05, 0), (0.1, 1), (0.5, 4), (1.0, 8)])
@@ -120,12 +116,9 @@ def test_enhancement_without_dropped_labels_enhances_every_row(consistency_ratio
     settings = ObjectiveSettings(
         consistency_ratio=consistency_ratio, enhancement_ratio=0.5, label_drop=0.0, weighting="none"
     )
-    x, z, t, labels = batch()
     all_rows, _ = run(settings)
     for row in range(8):
-        alone, _ = run(
-            settings, x=x[row : row + 1], z=z[row : row + 1], t=t[row : row + 1], labels=labels[row : row + 1]
-        )
+        alone, _ = run(settings, rows=jax.tree.map(lambda value: value[row : row + 1], batch()))
         np.testing.assert_allclose(alone[0], all_rows[row], rtol=2e-5)
 
 
@@ -166,7 +159,8 @@ def test_second_order_difference_approaches_the_derivative_along_the_path():
     """At lambda = 1 the target is F - alpha / den * 4 / sin(1.57 t) * clip(d f / dt): checked with forward mode."""
     with jax.enable_x64(True):
         settings = ObjectiveSettings(consistency_ratio=1.0, label_drop=0.0)
-        x, z, t, labels = batch(dtype=jnp.float64)
+        rows = batch(dtype=jnp.float64)
+        x, z, t, labels, _ = rows
         network = toy_network(toy_weights()[0])
         transport = transports.TRIGLINEAR
 
@@ -178,15 +172,15 @@ def test_second_order_difference_approaches_the_derivative_along_the_path():
         _, derivative = jax.jvp(data_estimate, (t,), (jnp.ones_like(t),))
         times = t[:, None, None, None]
         expected_step = transport.alpha(times) / transport.denominator(times) * 4 / jnp.sin(1.57 * times)
-        _, auxiliary = run(settings, transport, x=x, z=z, t=t, labels=labels)
+        _, auxiliary = run(settings, transport, rows=rows)
         difference = (auxiliary.output - auxiliary.target) / expected_step
         np.testing.assert_allclose(difference, jnp.clip(derivative, -1, 1), atol=1e-3)  # e^2 / 6 of the third
 
 
 def test_perfect_flow_matching_has_no_loss():
-    x, z, t, labels = batch()
+    rows = batch()
     transport = transports.TRIGFLOW
-    perfect = lambda x_t, time, c: transport.target(x, z, time[:, None, None, None])
+    perfect = lambda x_t, time, c: transport.target(rows.x, rows.z, time[:, None, None, None])
     losses, _ = run(ObjectiveSettings(cosine_loss=True), transport, perfect)
     np.testing.assert_allclose(losses, 0.0, atol=1e-6)
 

@@ -84,6 +84,8 @@ def test_one_training_step(name):
     if case["uses_teacher"]:
         target = families.to_flax(network, golden_state(f"teacher_{case['network']}", "loss"))
     frame = transports.mirrored_network if case["network_is_reversed"] else lambda network: network
+    x, z = (channels_last(vectors[name]) for name in ("x", "z"))
+    rows = objective.Batch(*map(jnp.asarray, (x, z, vectors["t"], vectors["labels"])))
 
     @quick_jit
     def step(online):
@@ -91,13 +93,10 @@ def test_one_training_step(name):
             losses, auxiliary = objective.loss(
                 objective_settings(case),
                 training_transport("ReLinear" if case["network_is_reversed"] else case["transport_type"]),
+                rows,
                 network=frame(network.bind(parameters)),
                 frozen_network=frame(network.bind(jax.lax.stop_gradient(parameters))),
                 target_network=frame(network.bind(target)),
-                x=jnp.asarray(channels_last(vectors["x"])),
-                z=jnp.asarray(channels_last(vectors["z"])),
-                t=jnp.asarray(vectors["t"]),
-                labels=jnp.asarray(vectors["labels"]),
                 null_label=network.null_label,
             )
             return losses.mean(), auxiliary

@@ -10,8 +10,8 @@ from flax import nnx
 
 from tests.golden_cases import relative_error
 from ucgm_jax.networks import flops, layers, names, rotary
-from ucgm_jax.networks.functional import Placement
 from ucgm_jax.networks.products import REMATERIALISATION, Product
+from ucgm_jax.parallel.placement import Placement
 from ucgm_jax.planning import stand_in
 
 # These programs run once: what matters is how fast they compile.

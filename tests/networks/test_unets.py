@@ -115,7 +115,8 @@ def test_guided_outputs_of_edm2():
 def test_one_training_step_of_unet():
     case, vectors = meta("loss")["unetplus_l1"], np.load(GOLDEN / "loss" / "unetplus_l1.npz")
     network = small_network("unetplus")
-    x, z = (jnp.asarray(channels_last(vectors[name])) for name in ("x", "z"))
+    x, z = (channels_last(vectors[name]) for name in ("x", "z"))
+    rows = objective.Batch(*map(jnp.asarray, (x, z, vectors["t"], vectors["labels"])))
 
     @quick_jit
     def step(online):
@@ -123,13 +124,10 @@ def test_one_training_step_of_unet():
             losses, auxiliary = objective.loss(
                 objective_settings(case),
                 training_transport(case["transport_type"]),
+                rows,
                 network=network.bind(parameters),
                 frozen_network=network.bind(jax.lax.stop_gradient(parameters)),
                 target_network=network.bind(weights("unetplus", "loss/teacher_{}")),
-                x=x,
-                z=z,
-                t=jnp.asarray(vectors["t"]),
-                labels=jnp.asarray(vectors["labels"]),
                 null_label=network.null_label,
             )
             return losses.mean(), auxiliary

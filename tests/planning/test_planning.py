@@ -15,20 +15,28 @@ import jax
 import numpy as np
 import pytest
 
+from tests.commands import invoke
 from tests.planning import test_reading
 from tests.training.small import small_config
 from ucgm_jax import config as config_module
-from ucgm_jax import plan as command
+from ucgm_jax.commands import plan as command
+from ucgm_jax.data import sources
 from ucgm_jax.errors import UserError
+from ucgm_jax.model import Model
 from ucgm_jax.networks import flops
+from ucgm_jax.parallel import meshes, sharding
 from ucgm_jax.planning import chips, collectives, cycles, estimate, program, search
-from ucgm_jax.training import optimizers, sharding, speed
+from ucgm_jax.training import optimizers, speed
 from ucgm_jax.training import state as state_module
 from ucgm_jax.training.step import train_step
 
 CUDA = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 CHIP = chips.Chip("test", flops=1e12, memory=2**30, bandwidth=1e11, interconnect=1e10)
 DEPTH = 3
+
+
+def network_of(settings):
+    return Model(settings, sources.spec_of(settings), meshes.make_mesh(settings.mesh)).architecture
 
 
 def settings():
@@ -73,7 +81,7 @@ def test_weights_travel_and_activations_stay():
 
     Modulation's stay: the rows that it is computed from travel, once for all blocks in each pass, and its results back.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(program.build_network(settings()).abstract_parameters)
+    leaves = jax.tree_util.tree_leaves_with_path(network_of(settings()).abstract_parameters)
     matrices = {
         jax.tree_util.keystr(path): leaf.size for path, leaf in leaves if "bias" not in jax.tree_util.keystr(path)
     }
@@ -91,8 +99,8 @@ def test_weights_travel_and_activations_stay():
 
 def test_gradients_are_scattered_before_they_are_summed_over_copies():
     """Of each gradient a device gets its part over "fsdp", and sums that alone over "data"."""
-    network = program.build_network(settings())
-    shardings = sharding.parameter_shardings(network.abstract_parameters, sharding.make_mesh(settings().mesh))
+    network = network_of(settings())
+    shardings = sharding.parameter_shardings(network.abstract_parameters, meshes.make_mesh(settings().mesh))
     size = {True: 0, False: 0}  # of the parameters that are split over fsdp, and of those that are not
     for leaf, place in zip(jax.tree.leaves(network.abstract_parameters), jax.tree.leaves(shardings), strict=True):
         size["fsdp" in place.spec] += 4 * leaf.size
@@ -109,9 +117,9 @@ def test_gradients_are_scattered_before_they_are_summed_over_copies():
 
 
 def test_work_of_all_devices_is_counted():
-    optimizer, network = optimizers.build(settings().optimizer), program.build_network(settings())
+    optimizer, network = optimizers.build(settings().optimizer), network_of(settings())
     state = state_module.abstract(network, optimizer, settings().objective)
-    mesh, batch = sharding.make_mesh(settings().mesh), program._batch(network, 16)
+    mesh, batch = meshes.make_mesh(settings().mesh), program._batch(network, 16)
     spread = lambda state, batch: train_step(settings(), network, optimizer, state, batch, mesh)
     assert compiled().hardware_flops == flops.operations(spread, state, batch)
 
@@ -133,7 +141,7 @@ def test_what_training_would_refuse_is_refused(changes, message):
 @pytest.mark.parametrize("flag", ["--tries=0", "--batch-size=-8"])
 def test_counts_have_to_be_positive(flag):
     with pytest.raises(UserError, match=f"{flag}: must be at least"):
-        command.main(["plan", "--config=configs/digits.py", "--topology=v5e:2x2", flag])
+        invoke(command, "--config=configs/digits.py", "--topology=v5e:2x2", flag)
 
 
 def test_report_has_every_kind():
@@ -148,7 +156,7 @@ def test_report_has_every_kind():
 
 
 def test_state_is_split_over_fsdp():
-    whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(program.build_network(settings()).abstract_parameters))
+    whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(network_of(settings()).abstract_parameters))
     assert compiled().memory["parameters"] < 0.5 * whole
     assert compiled().memory["optimizer"] == pytest.approx(2 * compiled().memory["parameters"], rel=0.01)
 
@@ -157,7 +165,7 @@ def test_search_tries_cheap_policies_first_and_prefers_what_fits():
     topology = chips.Topology("test:2x4", CHIP, 8)
     tried = search.candidates(config_module.build(small_config(train__batch_size=16)), topology, jax.devices())
     assert [one.network.remat for one in tried[:2]] == ["none", "none"]
-    assert {sharding.make_mesh(one.mesh).shape["fsdp"] for one in tried} == {1, 2, 4, 8}
+    assert {meshes.make_mesh(one.mesh).shape["fsdp"] for one in tried} == {1, 2, 4, 8}
     full = dataclasses.replace(compiled(), fits=False, free=-0.5)
     assert search.best([full, compiled()], topology) is compiled()
     assert search.best([full, dataclasses.replace(full, free=-0.1)], topology).free == -0.1
@@ -200,7 +208,7 @@ def test_topologies(text, count, hosts):
     ],
 )
 def test_mistakes(text, message):
-    with pytest.raises(UserError, match=f"--topology={text}: .*{message}"):
+    with pytest.raises(UserError, match=f"topology={text}: .*{message}"):
         chips.parse_topology(text)
 
 
@@ -221,9 +229,7 @@ def test_attention_that_needs_the_chip(chip, backend):
 def test_missing_compiler(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
-    with pytest.raises(
-        UserError, match=r'^--topology=h100:8: needs the CUDA compiler \(pip install "jax\[cuda13-local'
-    ):
+    with pytest.raises(UserError, match=r'^topology=h100:8: needs the CUDA compiler \(pip install "jax\[cuda13-local'):
         chips.parse_topology("h100:8").devices()
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=false --xla_gpu_enable_triton_gemm=false"
 
@@ -238,7 +244,7 @@ def test_refusal_keeps_the_numbers():
 
 def plan(tmp_path, *arguments):
     out = tmp_path / "plan.json"
-    command = [sys.executable, "-m", "ucgm_jax.plan", "--config=configs/digits.py", f"--out={out}", *arguments]
+    command = [sys.executable, "-m", "ucgm_jax", "plan", "--config=configs/digits.py", f"--out={out}", *arguments]
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     subprocess.run(command, check=True, env=environment)
     return json.loads(out.read_text())
@@ -259,10 +265,10 @@ def test_what_does_not_fit_though_it_compiles():
     sizes = {"temp": 2**31, "output": 10, "alias": 10, "generated_code": 0, "argument": 2**30}
     stats = types.SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
     done = types.SimpleNamespace(memory_analysis=lambda: stats, as_text=lambda: test_reading.PROGRAM)
-    lowered, mesh = types.SimpleNamespace(compile=lambda: done), sharding.make_mesh(settings().mesh)
+    lowered, mesh = types.SimpleNamespace(compile=lambda: done), meshes.make_mesh(settings().mesh)
     result = program._compile(
         settings(),
-        program.build_network(settings()),
+        network_of(settings()),
         CHIP,
         mesh,
         16,

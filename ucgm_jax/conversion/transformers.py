@@ -14,8 +14,12 @@ def _dense(torch: str, flax: str, indices: range | None = None, *, inputs: int =
     return rules + [Rule(f"{torch}.bias", f"{flax}/bias", FLATTENED, indices)] * bias
 
 
-def _time_embedding() -> Table:
-    return _dense("t_embedder.mlp.0", "time_embedding/hidden") + _dense("t_embedder.mlp.2", "time_embedding/output")
+def _time_embedding(settings: TransformerSettings) -> Table:
+    table = _dense("t_embedder.mlp.0", "time_embedding/hidden") + _dense("t_embedder.mlp.2", "time_embedding/output")
+    if settings.target_time != "none":  # a name of this project: published networks know one time
+        gap = "gap_embedder"
+        table += _dense(f"{gap}.mlp.0", "gap_embedding/hidden") + _dense(f"{gap}.mlp.2", "gap_embedding/output")
+    return table
 
 
 def _blocks(settings: TransformerSettings, flax: str, indices: range, modulation: str) -> Table:
@@ -47,7 +51,7 @@ def diffusion_transformer(settings: TransformerSettings) -> Table:
             is_parameter=True,
         ),
     ]
-    table += _time_embedding()
+    table += _time_embedding(settings)
     if settings.num_classes >= 2:
         table.append(Rule("y_embedder.embedding_table.weight", "label_embedding/embedding"))
     if settings.rotary != "none":
@@ -87,7 +91,7 @@ def decoupled_transformer(settings: TransformerSettings) -> Table:
         Rule("final_layer.linear.weight", "final/linear/kernel", patches(patch, output=True)),
         Rule("final_layer.linear.bias", "final/linear/bias", patch_bias(patch)),
     ]
-    table += _time_embedding() + _dense("final_layer.adaLN_modulation.0", "final/modulation/linear")
+    table += _time_embedding(settings) + _dense("final_layer.adaLN_modulation.0", "final/modulation/linear")
     stacks = {"encoder": range(settings.encoder_depth), "decoder": range(settings.encoder_depth, settings.depth)}
     for flax, indices in stacks.items():
         table += _blocks(settings, flax, indices, "adaLN_modulation.0") + _split_gate(flax, indices)

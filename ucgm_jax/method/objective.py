@@ -85,6 +85,25 @@ class ObjectiveSettings:
         return self.enhancement_ratio != 0.0
 
 
+class Batch(NamedTuple):
+    """What one evaluation of the loss is about: data, and what was drawn for each row.
+
+    Attributes:
+      x: (B, ..., C) data.
+      z: noise, of the shape of x.
+      t: (B,) times in [0, 1].
+      labels: (B,) int labels, before dropping.
+      dropped: (B,) bool, the rows to train with the null label, where this is a part of a batch; None: the last share
+        of the rows, `dropped_rows`.
+    """
+
+    x: Array
+    z: Array
+    t: Array
+    labels: Array
+    dropped: Array | None = None
+
+
 class Auxiliary(NamedTuple):
     """What a training step may want to look at, besides the loss.
 
@@ -134,8 +153,13 @@ def regression_loss(output: Array, target: Array, huber_constant: float, cosine_
     root = jnp.sqrt(jnp.where(inner > 0, inner, 1.0))
     loss = jnp.where(inner > 0, mean_square / (root + huber_constant), 0.0)
     if cosine_loss:
-        loss += jnp.mean(1 - _cosine_similarity(output, target), axis=tuple(range(1, output.ndim - 1)))
+        loss += cosine_distance(output, target)
     return loss
+
+
+def cosine_distance(a: Array, b: Array) -> Array:
+    """(B,) 1 - cosine similarity along the channels of (B, ..., C) arrays, mean over positions."""
+    return jnp.mean(1 - _cosine_similarity(a, b), axis=tuple(range(1, a.ndim - 1)))
 
 
 def _cosine_similarity(a: Array, b: Array, smallest_norm: float = 1e-8) -> Array:
@@ -148,16 +172,13 @@ def _enhanced_pair(
     settings: ObjectiveSettings,
     transport: Transport,
     target_network: Callable,
-    x: Array,
-    z: Array,
+    batch: Batch,
     x_t: Array,
-    t: Array,
-    labels: Array,
-    null_label: int,
     output: Array,
-    dropped: Array,
+    null_label: int,
 ) -> tuple[Array, Array]:
-    """(x*, z*) of section 3.1."""
+    """(x*, z*) of section 3.1, for a batch whose labels are dropped already."""
+    x, z, t, labels, dropped = batch
     ratio = settings.enhancement_ratio
     times = expand_time(t, x)
     multi_step = settings.consistency_ratio == 0.0
@@ -179,16 +200,10 @@ def _enhanced_pair(
 
 
 def _consistency_target(
-    consistency_ratio: float,
-    transport: Transport,
-    frozen_network: Callable,
-    x: Array,
-    z: Array,
-    t: Array,
-    labels: Array,
-    output: Array,
+    consistency_ratio: float, transport: Transport, frozen_network: Callable, batch: Batch, output: Array
 ) -> Array:
-    """F_t^- minus the scaled difference of f^x along the path of the (enhanced) pair x, z."""
+    """F_t^- minus the scaled difference of f^x along the path of the (enhanced) pair x, z of the batch."""
+    x, z, t, labels, _ = batch
     times = expand_time(t, x)
 
     def data_estimate(r: Array) -> Array:
@@ -214,16 +229,12 @@ def _consistency_target(
 def loss(
     settings: ObjectiveSettings,
     transport: Transport,
+    batch: Batch,
     *,
     network: Callable,
     frozen_network: Callable,
     target_network: Callable | None,
-    x: Array,
-    z: Array,
-    t: Array,
-    labels: Array,
     null_label: int,
-    dropped: Array | None = None,
 ) -> tuple[Array, Auxiliary]:
     """The loss of every example of a batch (arXiv 2505.07447, Algorithm 1).
 
@@ -231,16 +242,12 @@ def loss(
       settings: the objective's settings.
       transport: with noise at t = 1. A network with noise at t = 0 trains through its mirror: `transports.mirrored`
         and `transports.mirrored_network`.
+      batch: data, noise, times and labels of B rows.
       network: (x, t, labels) -> F; gradients flow through this one alone.
       frozen_network: the same function of the same weights and the same dropout noise; used without gradient.
       target_network: the target network, without gradient. May be None where `settings.uses_target_network` is
         false.
-      x: (B, ..., C) data.
-      z: noise, of the shape of x.
-      t: (B,) times in [0, 1].
-      labels: (B,) int labels.
       null_label: the label that stands for none.
-      dropped: (B,) bool, the rows to train with the null label, where this is a part of a batch; None: its last share.
 
     Returns:
       (B,) losses, weighted, and the `Auxiliary` values.
@@ -252,23 +259,25 @@ def loss(
         raise ValueError(f"transport={transport.name!r}: noise must sit at t = 1; train through its mirror")
     if settings.uses_target_network and target_network is None:
         raise ValueError(f"enhancement_ratio={settings.enhancement_ratio!r}: needs a target network")
+    x, z, t, labels, dropped = batch
     if dropped is None:
         dropped = dropped_rows(labels.shape[0], settings.label_drop)
-    labels = jnp.where(dropped, null_label, labels)
+    batch = Batch(x, z, t, jnp.where(dropped, null_label, labels), dropped)
     times = expand_time(t, x)
     x_t = transport.interpolate(x, z, times)
-    output = network(x_t, t, labels)
+    output = network(x_t, t, batch.labels)
     fixed = jax.lax.stop_gradient(output)
 
     if settings.uses_target_network:
-        x, z = _enhanced_pair(settings, transport, target_network, x, z, x_t, t, labels, null_label, fixed, dropped)
+        x, z = _enhanced_pair(settings, transport, target_network, batch, x_t, fixed, null_label)
+        batch = batch._replace(x=x, z=z)
     if settings.consistency_ratio == 0.0:
-        target = transport.target(x, z, times)
+        target = transport.target(batch.x, batch.z, times)
     else:
-        target = _consistency_target(settings.consistency_ratio, transport, frozen_network, x, z, t, labels, fixed)
+        target = _consistency_target(settings.consistency_ratio, transport, frozen_network, batch, fixed)
     target = jax.lax.stop_gradient(target)
 
     losses = regression_loss(output, target, settings.huber_constant, settings.cosine_loss)
     if settings.weighting == "cosine":
         losses *= jnp.cos(ANGULAR_FREQUENCY * t)
-    return losses, Auxiliary(fixed, target, labels)
+    return losses, Auxiliary(fixed, target, batch.labels)

@@ -19,8 +19,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ucgm_jax.networks.functional import Placement, platform_of
+from ucgm_jax.networks.functional import platform_of
 from ucgm_jax.networks.products import PRODUCT
+from ucgm_jax.parallel.placement import Placement
 
 Array = jax.Array
 Kernel = Callable[[Array, Array, Array], Array]

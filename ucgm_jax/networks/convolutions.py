@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ucgm_jax.networks.attention import Kernel, attend
-from ucgm_jax.networks.functional import Placement
 from ucgm_jax.networks.products import REMATERIALISATION, Array
+from ucgm_jax.parallel.placement import Placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,7 @@ class UNetSettings:
       head_channels: channels of one attention head (a block with fewer does not attend); 0 for a single head.
       dropout: rate inside the blocks, in training.
       attention: backend or kernel, see `attention.attend`.
+      target_time: how a second time enters; see `networks.two_times`.
       platform: that it is compiled for, "cpu", "gpu" or "tpu"; empty for that of this process.
       remat: a key of `products.REMATERIALISATION`, or "auto" for "none".
       dtype: of convolutions and matrix products.
@@ -79,6 +80,7 @@ class UNetSettings:
     head_channels: int = 0
     dropout: float = 0.0
     attention: str | Kernel = "auto"
+    target_time: str = "none"
     platform: str = ""
     remat: str = "auto"
     dtype: Any = jnp.float32

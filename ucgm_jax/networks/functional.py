@@ -24,30 +24,6 @@ class Buffer(nnx.Variable):
 STORED = (nnx.Param, Buffer)  # what of a module is in its parameters
 
 
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """What is done to arrays where a network uses them, by those who spread them over devices.
-
-    Attributes:
-      weights: a nested dict of weights of any part of the network -> the same, ready for use. Under `lax.scan` it gets
-        one block at a time, so that never more than one block's weights are gathered.
-      activations: an array with the batch as its first axis -> the same, in its place.
-      spread: a function of arrays (B, N, heads, features) that treats each example and head alike -> the same function,
-        run on every device for its own part of them.
-      where_stored: (inputs (B, D), kernels (K, D, count, F) as they are stored) -> the inputs' product with each,
-        (K, B, count, F), without moving the kernels: for few rows, which weigh less. None where weights are whole.
-      splits_features: whether one product's features are split over devices.
-      keeps_gathered: whether gathered weights wait for the backward pass instead of being gathered again.
-    """
-
-    weights: Callable[[Parameters], Parameters]
-    activations: Callable[[jax.Array], jax.Array]
-    spread: Callable[[Callable], Callable]
-    where_stored: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-    splits_features: bool = False
-    keeps_gathered: bool = False
-
-
 def platform_of(stated: str) -> str:
     """The platform, "cpu", "gpu" or "tpu", that was stated or, where that is empty, that this process runs on."""
     return stated or jax.default_backend()

@@ -16,9 +16,10 @@ import numpy as np
 from flax import nnx
 
 from ucgm_jax.networks.attention import attend
-from ucgm_jax.networks.functional import Placement, platform_of
+from ucgm_jax.networks.functional import platform_of
 from ucgm_jax.networks.products import Array, Product, keep
 from ucgm_jax.networks.rotary import rotate
+from ucgm_jax.parallel.placement import Placement
 
 XAVIER = nnx.initializers.xavier_uniform()
 ZEROS = nnx.initializers.zeros_init()

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ucgm_jax.method.checks import at_least, check, one_of
-from ucgm_jax.networks import attention, convolutions, edm2, transformer, unet
+from ucgm_jax.networks import attention, convolutions, edm2, transformer, two_times, unet
 from ucgm_jax.networks.convolutions import UNetSettings
 from ucgm_jax.networks.network import Network, made
 from ucgm_jax.networks.products import REMATERIALISATION
@@ -44,6 +44,7 @@ class NetworkSettings:
       unroll: blocks that are compiled per iteration of the loop over blocks; more compile longer and may run faster. 0
         for what is best on the platform, see `TransformerSettings.blocks_at_once`.
       attention: "auto", "xla", "cudnn" or "pallas"; see `networks.attention`.
+      target_time: "none", or how a second time enters: "added" or "exact"; see `networks.two_times`.
     """
 
     name: str = "TiT-B/2"
@@ -55,6 +56,7 @@ class NetworkSettings:
     remat: str = "auto"
     unroll: int = 0
     attention: str = "auto"
+    target_time: str = "none"
 
     def __post_init__(self):
         at_least(self, 0, "hidden_size", "depth", "num_heads", "encoder_depth", "unroll")
@@ -63,6 +65,7 @@ class NetworkSettings:
             compute_dtype=one_of(self.compute_dtype, ("float32", "bfloat16")),
             remat=one_of(self.remat, ("auto", *REMATERIALISATION)),
             attention=one_of(self.attention, attention.BACKENDS),
+            target_time=one_of(self.target_time, two_times.TARGET_TIMES),
         )
         if self.attention == "cudnn" and self.compute_dtype == "float32":
             raise ValueError("attention='cudnn': needs compute_dtype=bfloat16; with float32 use auto or xla")
@@ -112,6 +115,7 @@ def _transformer(settings: NetworkSettings, family: str, size: str, patch: int, 
         num_heads=settings.num_heads or num_heads,
         encoder_depth=_encoder_depth(settings, family, depth),
         attention=settings.attention,
+        target_time=settings.target_time,
         remat=settings.remat,
         unroll=settings.unroll,
         dtype=jnp.dtype(settings.compute_dtype),
@@ -181,6 +185,7 @@ def _unet(settings: NetworkSettings, family: str, shape, num_classes: int, **pub
         channels=channels,
         num_classes=num_classes,
         attention=settings.attention,
+        target_time=settings.target_time,
         remat=settings.remat,
         dtype=jnp.dtype(settings.compute_dtype),
         **options,

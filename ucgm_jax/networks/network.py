@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ucgm_jax.networks.functional import Functional, Parameters, Placement
+from ucgm_jax.networks.functional import Functional, Parameters
+from ucgm_jax.parallel.placement import Placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Network(Functional):
         """The label that stands for none."""
         return self.num_classes
 
+    @property
+    def has_target_time(self) -> bool:
+        """Whether the network knows a second time."""
+        return self.options.target_time != "none"
+
     def apply(
         self,
         parameters: Parameters,
@@ -56,19 +62,30 @@ class Network(Functional):
         t: jax.Array,
         labels: jax.Array,
         dropout_keys: jax.Array | None = None,
+        r: jax.Array | None = None,
     ) -> jax.Array:
-        """F(x, t, labels) for x (B, H, W, C), t (B,), labels (B,) int; dropout only where keys (B,) are given."""
+        """F(x, t, r, labels) for x (B, H, W, C), t and r (B,), labels (B,) int.
+
+        Dropout only where keys (B,) are given. Without r, and for a network of one time, as for r = t.
+        """
+        r = r if self.has_target_time else None
         if self.placement is not None:
             stacked = {name: parameters[name] for name in self.stacks}
             single = {name: value for name, value in parameters.items() if name not in stacked}
             parameters = self.placement.weights(single) | stacked
             x, t, labels = map(self.placement.activations, (x, t, labels))
+            r = None if r is None else self.placement.activations(r)
         inputs = (x, t, labels, dropout_keys) if self.dropout else (x, t, labels)
-        return self.module(parameters)(*inputs, placement=self.placement)
+        further = {} if r is None else {"r": r}
+        return self.module(parameters)(*inputs, placement=self.placement, **further)
 
     def bind(self, parameters: Parameters, dropout_keys: jax.Array | None = None) -> Callable:
         """The network callable (x, t, labels) -> F of these parameters."""
         return lambda x, t, labels: self.apply(parameters, x, t, labels, dropout_keys)
+
+    def bind_two_times(self, parameters: Parameters, dropout_keys: jax.Array | None = None) -> Callable:
+        """The network callable (x, t, r, labels) -> F of these parameters."""
+        return lambda x, t, r, labels: self.apply(parameters, x, t, labels, dropout_keys, r)
 
     @property
     def weights_dtype(self) -> Any:
@@ -86,7 +103,7 @@ class Network(Functional):
         """The same network of the same parameters with other options of how it computes.
 
         Args:
-          **options: of `attention`, `platform`, `remat` and `unroll`.
+          **options: of `attention`, `platform`, `remat`, `unroll` and `target_time`, which has further parameters.
         """
         return dataclasses.replace(self, **made(self.module_class, dataclasses.replace(self.options, **options)))
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from ucgm_jax.networks.functional import Placement
+from ucgm_jax.parallel.placement import Placement
 
 Array = jax.Array
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from ucgm_jax.networks.functional import Placement
 from ucgm_jax.networks.products import REMATERIALISATION, Array
+from ucgm_jax.parallel.placement import Placement
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:

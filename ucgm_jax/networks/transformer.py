@@ -19,10 +19,12 @@ from flax import nnx
 from ucgm_jax.networks import layers
 from ucgm_jax.networks.attention import Kernel
 from ucgm_jax.networks.embeddings import SMALL_NORMAL, TimeEmbedding, patchify, sincos_position_table, unpatchify
-from ucgm_jax.networks.functional import Placement, platform_of
+from ucgm_jax.networks.functional import platform_of
 from ucgm_jax.networks.products import Array, Product
 from ucgm_jax.networks.rotary import rotary_angles, unit_rotary_angles
 from ucgm_jax.networks.stack import depth_of, run_stack, stack
+from ucgm_jax.networks.two_times import GapEmbedding
+from ucgm_jax.parallel.placement import Placement
 
 FEW_BLOCKS = 4  # that a processor runs without a loop
 
@@ -44,6 +46,7 @@ class TransformerSettings:
       position_table: add the fixed table of sines and cosines.
       rotary: "none", "pixel" (rows and columns counted in patches) or "unit" (both scaled to [0, 16]).
       attention: backend or kernel, see `networks.attention`.
+      target_time: how a second time enters; see `networks.two_times`.
       platform: that it is compiled for, "cpu", "gpu" or "tpu"; empty for that of this process.
       remat, unroll: see `run_stack`; "auto" and 0 for what is best on the platform, see below.
       dtype: of matrix products.
@@ -65,6 +68,7 @@ class TransformerSettings:
     position_table: bool = True
     rotary: str = "none"
     attention: str | Kernel = "auto"
+    target_time: str = "none"
     platform: str = ""
     remat: str = "auto"
     unroll: int = 0
@@ -106,9 +110,12 @@ class DiffusionTransformer(nnx.Module):
             self.label_embedding = _label_embedding(settings, rngs)
         self.blocks = stack(lambda rngs: layers.Block(settings, rngs=rngs), settings.depth, rngs)
         self.final = layers.FinalLayer(features, patch, norm=settings.norm, dtype=dtype, rngs=rngs)
+        self.gap_embedding = _gap_embedding(settings, rngs)
 
-    def __call__(self, x: Array, t: Array, labels: Array, placement: Placement | None = None) -> Array:
-        """F(x, t, labels): x (B, H, W, C), t (B,), labels (B,) int; returns (B, H, W, C) float32."""
+    def __call__(
+        self, x: Array, t: Array, labels: Array, r: Array | None = None, placement: Placement | None = None
+    ) -> Array:
+        """F(x, t, r, labels): x (B, H, W, C), t and r (B,), labels (B,) int; returns (B, H, W, C) float32."""
         settings = self.settings
         tokens = self.patch_embedding(patchify(x, settings.patch_size))
         if settings.position_table:
@@ -116,6 +123,8 @@ class DiffusionTransformer(nnx.Module):
         conditioning = self.time_embedding(t)
         if settings.num_classes >= 2:
             conditioning += self.label_embedding(labels)
+        if self.gap_embedding is not None:
+            conditioning += self.gap_embedding(t, r)
         conditioning = nnx.silu(conditioning)[:, None, :]
         tokens = _run(settings, self.blocks, tokens, conditioning, placement)
         patches = self.final(tokens, conditioning, placement)
@@ -138,12 +147,18 @@ class DecoupledTransformer(nnx.Module):
         self.encoder = stack(block, settings.encoder_depth, rngs)
         self.decoder = stack(block, settings.depth - settings.encoder_depth, rngs)
         self.final = layers.FinalLayer(features, patch, norm="layer", dtype=dtype, rngs=rngs)
+        self.gap_embedding = _gap_embedding(settings, rngs)
 
-    def __call__(self, x: Array, t: Array, labels: Array, placement: Placement | None = None) -> Array:
-        """F(x, t, labels): x (B, H, W, C), t (B,), labels (B,) int; returns (B, H, W, C) float32."""
+    def __call__(
+        self, x: Array, t: Array, labels: Array, r: Array | None = None, placement: Placement | None = None
+    ) -> Array:
+        """F(x, t, r, labels): x (B, H, W, C), t and r (B,), labels (B,) int; returns (B, H, W, C) float32."""
         settings = self.settings
         patches = patchify(x, settings.patch_size)
-        time = self.time_embedding(t)[:, None, :]
+        time = self.time_embedding(t)
+        if self.gap_embedding is not None:
+            time += self.gap_embedding(t, r)
+        time = time[:, None, :]
         conditioning = nnx.silu(time + self.label_embedding(labels)[:, None, :])
         encoded = _run(settings, self.encoder, self.encoder_embedding(patches), conditioning, placement)
         per_token = nnx.silu(time + encoded)
@@ -177,3 +192,9 @@ def _label_embedding(settings: TransformerSettings, rngs: nnx.Rngs) -> nnx.Embed
         dtype=settings.dtype,
         rngs=rngs,
     )
+
+
+def _gap_embedding(settings: TransformerSettings, rngs: nnx.Rngs) -> GapEmbedding | None:
+    if settings.target_time == "none":
+        return None
+    return GapEmbedding(settings.hidden_size, exact=settings.target_time == "exact", dtype=settings.dtype, rngs=rngs)

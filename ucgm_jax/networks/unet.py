@@ -15,8 +15,9 @@ from flax import nnx
 
 from ucgm_jax.networks import convolutions
 from ucgm_jax.networks.convolutions import BlockPlan, UNetSettings
-from ucgm_jax.networks.functional import Placement
 from ucgm_jax.networks.products import Array, keep
+from ucgm_jax.networks.two_times import GapEmbedding
+from ucgm_jax.parallel.placement import Placement
 
 EMBEDDING_MULTIPLIER = 4  # channels of the embedding over model_channels
 RESIDUAL_SCALE = math.sqrt(0.5)  # keeps the variance of a sum of two
@@ -102,6 +103,9 @@ class UNet(nnx.Module):
         outputs = settings.model_channels * settings.multipliers[0]
         self.output_norm = group_norm(outputs, settings.dtype, rngs)
         self.output = convolution(outputs, settings.channels, kernel_init=NEARLY_ZERO)
+        if settings.target_time != "none":
+            exact = settings.target_time == "exact"
+            self.gap_embedding = GapEmbedding(features, exact=exact, dtype=jnp.float32, rngs=rngs)
 
     def __call__(
         self,
@@ -109,9 +113,10 @@ class UNet(nnx.Module):
         t: Array,
         labels: Array,
         dropout_keys: Array | None = None,
+        r: Array | None = None,
         placement: Placement | None = None,
     ) -> Array:
-        """F(x, t, labels): x (B, H, W, C), t (B,), labels (B,) int; returns (B, H, W, C) float32.
+        """F(x, t, r, labels): x (B, H, W, C), t and r (B,), labels (B,) int; returns (B, H, W, C) float32.
 
         Labels enter as one-hot vectors from two classes on; the label num_classes is a vector of zeros. Dropout only
         where keys (B,) are given.
@@ -121,7 +126,10 @@ class UNet(nnx.Module):
         if settings.num_classes >= 2:
             one_hot = jax.nn.one_hot(labels, settings.num_classes)
             embedding += self.label_embedding(one_hot * math.sqrt(settings.num_classes))
-        embedding = nnx.silu(self.embedding1(nnx.silu(self.embedding0(embedding))))
+        embedding = self.embedding1(nnx.silu(self.embedding0(embedding)))
+        if settings.target_time != "none":
+            embedding += self.gap_embedding(t, r)
+        embedding = nnx.silu(embedding)
         x = convolutions.run_blocks(
             settings,
             self.contracting,

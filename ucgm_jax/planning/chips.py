@@ -114,7 +114,7 @@ class Topology:
             return list(topologies.get_topology_desc(platform="tpu", topology_name=self.text, **options).devices)
         except Exception as error:  # of several kinds, all from inside the library
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f'--topology={self.text}: needs libtpu (pip install "jax[tpu]"): {reason}') from error
+            raise UserError(f'topology={self.text}: needs libtpu (pip install "jax[tpu]"): {reason}') from error
 
 
 def parse_topology(text: str) -> Topology:
@@ -126,15 +126,15 @@ def parse_topology(text: str) -> Topology:
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+){0,2})", text)
     if not match or match[1] not in CHIPS:
         raise UserError(
-            f"--topology={text}: must be one of {', '.join(CHIPS)}, then a grid of TPUs such as v5e:16x16 or "
+            f"topology={text}: must be one of {', '.join(CHIPS)}, then a grid of TPUs such as v5e:16x16 or "
             "hosts x GPUs such as h100:4x8"
         )
     chip, sizes = CHIPS[match[1]], [int(size) for size in match[2].split("x")]
     if chip.is_gpu:
         if len(sizes) == 3 or not all(sizes) or sizes[-1] > MAX_GPUS:
-            raise UserError(f"--topology={text}: {match[1]} needs GPUs or hosts x GPUs, at most {MAX_GPUS} in a host")
+            raise UserError(f"topology={text}: {match[1]} needs GPUs or hosts x GPUs, at most {MAX_GPUS} in a host")
         return Topology(text, chip, math.prod(sizes), hosts=sizes[0] if len(sizes) == 2 else 1)
     dimensions = 3 if match[1] in ("v4", "v5p") else 2
     if dimensions != len(sizes):
-        raise UserError(f"--topology={text}: {match[1]} needs a grid of {dimensions} numbers")
+        raise UserError(f"topology={text}: {match[1]} needs a grid of {dimensions} numbers")
     return Topology(text, chip, math.prod(sizes))

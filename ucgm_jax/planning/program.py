@@ -12,18 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ucgm_jax.config import MeshSettings, Settings
 from ucgm_jax.data import sources
-from ucgm_jax.errors import UserError, user_errors
-from ucgm_jax.evaluation.generate import Generator
-from ucgm_jax.method import transports
-from ucgm_jax.networks import flops, names
-from ucgm_jax.networks.names import Network
+from ucgm_jax.errors import UserError
+from ucgm_jax.model import Model
+from ucgm_jax.networks import flops
+from ucgm_jax.networks.network import Network
+from ucgm_jax.parallel import meshes, sharding
 from ucgm_jax.planning import collectives, cycles, kernels, stand_in
 from ucgm_jax.planning.chips import GIB, Chip
 from ucgm_jax.planning.cycles import Loop
 from ucgm_jax.planning.kernels import Kernel
-from ucgm_jax.training import optimizers, sharding
+from ucgm_jax.sampling.generator import Generator
+from ucgm_jax.settings import Settings
+from ucgm_jax.training import optimizers
 from ucgm_jax.training import state as state_module
 from ucgm_jax.training.step import compile_step, train_step
 
@@ -79,20 +80,8 @@ STAND_IN = (
 )
 
 
-def build_network(settings: Settings, chip: Chip | None = None) -> Network:
-    """The config's network, computing as on the chip.
-
-    The data set is only opened where the config does not say what its examples are.
-    """
-    data = settings.data
-    shape, classes = (data.size, data.size, data.channels), data.num_classes
-    if not (data.size and data.channels and data.num_classes):
-        source = sources.build(data)
-        shape, classes = source.shape, source.num_classes
-    with user_errors():
-        network = names.build(settings.network, shape, classes)
-    if chip is None:
-        return network
+def on_chip(network: Network, settings: Settings, chip: Chip) -> Network:
+    """The network, computing as on the chip."""
     replaced = {"attention": stand_in.attention} if _runs_cudnn(settings, chip) else {}
     return network.using(platform="gpu" if chip.is_gpu else "tpu", **replaced)
 
@@ -109,13 +98,14 @@ def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) 
       UserError: the mesh or the batch does not go with the number of chips, or attention not with the compiler.
     """
     check_attention(settings, chip)
-    mesh = described_mesh(settings.mesh, devices)
-    sharding.check_batch(settings.train.batch_size, mesh, microbatches=settings.train.gradient_accumulation)
-    network, optimizer = build_network(settings, chip), optimizers.build(settings.optimizer)
-    sharding.check_network(network, mesh)
+    mesh, train = meshes.make_mesh(settings.mesh, devices), settings.train
+    meshes.check_batch(train.batch_size, meshes.batch_parts(mesh), microbatches=train.gradient_accumulation)
+    network = on_chip(Model(settings, sources.spec_of(settings), mesh).architecture, settings, chip)
+    optimizer = optimizers.build(settings.optimizer)
+    sharding.check_network(network.name, network.stacks, mesh)
     state = state_module.abstract(network, optimizer, settings.objective)
     placed = state_module.shardings(state, optimizer, mesh)
-    split = sharding.batch_sharding(mesh)
+    split = meshes.batch_sharding(mesh)
     batch = _batch(network, settings.train.batch_size)
     step = compile_step(settings, network, optimizer, mesh, placed)
     memory = {
@@ -134,14 +124,13 @@ def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) 
 
 
 def compile_sampler(settings: Settings, chip: Chip, devices: list[jax.Device], batch_size: int) -> Compiled:
-    """Compiles the sampler, weights whole on every chip, as `python -m ucgm_jax.sample` runs it."""
+    """Compiles the sampler, weights whole on every chip, as `ucgm sample` runs it."""
     check_attention(settings, chip)
-    mesh = described_mesh(settings.mesh, devices)
-    network = build_network(settings, chip)
-    generator = Generator(
-        network, transports.get(settings.transport), settings.sampler, settings.guidance, mesh, batch_size
-    )
-    whole = jax.tree.map(lambda _: sharding.replicated(mesh), network.abstract_parameters)
+    mesh = meshes.make_mesh(settings.mesh, devices)
+    model = Model(settings, sources.spec_of(settings), mesh)
+    network = on_chip(model.architecture, settings, chip)
+    generator = Generator(network, model.transport, settings.sampler, settings.guidance, mesh, batch_size)
+    whole = jax.tree.map(lambda _: meshes.replicated(mesh), network.abstract_parameters)
     memory = {"parameters": sharding.bytes_per_device(network.abstract_parameters, whole)}
     model = float(flops.forward_flops(network)) * generator.nfe * batch_size
     start = time.monotonic(), time.process_time()
@@ -155,11 +144,6 @@ def check_attention(settings: Settings, chip: Chip) -> None:
     backend, allowed = settings.network.attention, ("auto", "xla", "cudnn" if chip.is_gpu else "pallas")
     if backend not in allowed:
         raise UserError(f"network.attention={backend}: is not for {chip.kind}, which takes {', '.join(allowed)}")
-
-
-def described_mesh(settings: MeshSettings, devices: list[jax.Device]) -> Mesh:
-    """The config's mesh over devices that need not be there, in the order that suits their grid."""
-    return sharding.make_mesh(settings, devices)
 
 
 def _compile(settings, network, chip, mesh, batch_size, lowered, memory, model, computed, start) -> Compiled:

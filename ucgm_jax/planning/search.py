@@ -7,12 +7,16 @@ from collections.abc import Callable
 
 import jax
 
-from ucgm_jax.config import MeshSettings, Settings
+from ucgm_jax.data import sources
 from ucgm_jax.errors import UserError
+from ucgm_jax.model import Model
+from ucgm_jax.parallel import meshes, sharding
+from ucgm_jax.parallel.meshes import MeshSettings
 from ucgm_jax.planning.chips import Topology
 from ucgm_jax.planning.estimate import seconds
-from ucgm_jax.planning.program import Compiled, build_network, compile_training
-from ucgm_jax.training import optimizers, sharding
+from ucgm_jax.planning.program import Compiled, compile_training
+from ucgm_jax.settings import Settings
+from ucgm_jax.training import optimizers
 from ucgm_jax.training import state as state_module
 
 # What is computed again costs a third of a step at most: the cheapest policy that fits is tried first.
@@ -26,18 +30,21 @@ def candidates(settings: Settings, topology: Topology, devices: list[jax.Device]
     Meshes are data x fsdp, with fsdp a power of two over which the network's width divides; batch sizes are the
     config's and twice it. A larger fsdp axis is tried only where a smaller one does not leave room.
     """
-    network, optimizer = build_network(settings), optimizers.build(settings.optimizer)
+    model = Model(settings, sources.spec_of(settings), meshes.make_mesh(MeshSettings(), devices))
+    network, optimizer = model.architecture, optimizers.build(settings.optimizer)
     state = state_module.abstract(network, optimizer, settings.objective)
-    meshes, size = [], 1
+    possible, size = [], 1
     while size <= topology.count:
         mesh = MeshSettings(data=-1, fsdp=size, tensor=settings.mesh.tensor)
         if topology.count % (size * settings.mesh.tensor) == 0:
-            shape = sharding.make_mesh(mesh, devices)
+            shape = meshes.make_mesh(mesh, devices)
             held = sharding.bytes_per_device(state, state_module.shardings(state, optimizer, shape))
-            meshes.append((held, mesh))
+            possible.append((held, mesh))
         size *= 2
     width = getattr(network.options, "hidden_size", 0)
-    useful = [one for held, one in meshes if held < 0.8 * topology.chip.memory and (not width or width % one.fsdp == 0)]
+    useful = [
+        one for held, one in possible if held < 0.8 * topology.chip.memory and (not width or width % one.fsdp == 0)
+    ]
     batches = [settings.train.batch_size, 2 * settings.train.batch_size]
     order = [(mesh, remat, batch) for mesh in useful for batch in batches for remat in POLICIES]
     # The three policies of one mesh and batch differ most: sweep the meshes of the config's batch first.
@@ -68,7 +75,7 @@ def search(
     """
     some = candidates(settings, topology, devices)[:tries]
     if not some:
-        raise UserError(f"--topology={topology.text}: too small for the state, or the batch does not divide over it")
+        raise UserError(f"topology={topology.text}: too small for the state, or the batch does not divide over it")
     tried = []
 
     def attempt(one: Settings) -> None:

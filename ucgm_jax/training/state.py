@@ -12,9 +12,13 @@ from jax.sharding import Mesh
 
 from ucgm_jax.method.objective import ObjectiveSettings
 from ucgm_jax.networks.names import Network
-from ucgm_jax.training import sharding
+from ucgm_jax.parallel import meshes, sharding
 
 Tree = Any
+
+
+WEIGHTS = ("parameters", "ema", "target", "optimizer")
+PROGRESS = ("step", "target_decay", "bad_steps")
 
 
 @flax.struct.dataclass
@@ -38,6 +42,16 @@ class TrainState:
     target: Tree | None
     target_decay: jax.Array
     bad_steps: jax.Array
+
+    def items(self) -> dict[str, Tree]:
+        """The state as the items of a checkpoint; an absent target network is left out. `from_items` is the inverse."""
+        weights = {name: getattr(self, name) for name in WEIGHTS if getattr(self, name) is not None}
+        return weights | {"progress": {name: getattr(self, name) for name in PROGRESS}}
+
+    @classmethod
+    def from_items(cls, items: dict[str, Tree]) -> TrainState:
+        """The state of a checkpoint's items."""
+        return cls(**{name: items.get(name) for name in WEIGHTS}, **items["progress"])
 
 
 def has_target(settings: ObjectiveSettings) -> bool:
@@ -76,7 +90,7 @@ def abstract(network: Network, optimizer: optax.GradientTransformation, objectiv
 def shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Where each part of an (abstract) state lives: all that is shaped like the parameters is split like them."""
     parameters = sharding.parameter_shardings(state.parameters, mesh)
-    whole = sharding.replicated(mesh)
+    whole = meshes.replicated(mesh)
     return TrainState(
         step=whole,
         parameters=parameters,

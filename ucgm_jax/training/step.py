@@ -11,15 +11,17 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ucgm_jax.config import Settings
 from ucgm_jax.method import objective, times, transports
 from ucgm_jax.method.transports import Transport
 from ucgm_jax.networks.names import Network
-from ucgm_jax.training import ema, placement, sharding
+from ucgm_jax.parallel import meshes, placement
+from ucgm_jax.settings import Settings
+from ucgm_jax.training import ema
 from ucgm_jax.training.optimizers import learning_rate_schedule
 from ucgm_jax.training.state import TrainState
 
-Metrics = dict[str, jax.Array]
+Rows = dict[str, jax.Array]  # arrays whose first axis is that of a batch, or of a part of it
+Metrics = dict[str, jax.Array]  # scalars
 
 
 def zero_non_finite(gradients: Any) -> tuple[Any, jax.Array]:
@@ -36,7 +38,7 @@ def training_frame(transport: Transport) -> tuple[Transport, Callable[[Callable]
     return transports.mirrored(transport), transports.mirrored_network
 
 
-def draw(settings: Settings, batch: Metrics, key: jax.Array) -> Metrics:
+def draw(settings: Settings, batch: Rows, key: jax.Array) -> Rows:
     """A batch {"x": (B, H, W, C), "label": (B,)} with "z", "t", "dropped" and "dropout_keys" of each row."""
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
     size = batch["x"].shape[0]
@@ -48,7 +50,7 @@ def draw(settings: Settings, batch: Metrics, key: jax.Array) -> Metrics:
     }
 
 
-def rows_loss(settings: Settings, network: Network, parameters: Any, target: Any | None, rows: Metrics) -> jax.Array:
+def rows_loss(settings: Settings, network: Network, parameters: Any, target: Any | None, rows: Rows) -> jax.Array:
     """Mean UCGM-T loss of some rows of what `draw` gives; the other arguments as in `batch_loss`."""
     transport, frame = training_frame(transports.get(settings.transport))
     bind = lambda weights: frame(network.bind(weights, rows["dropout_keys"]))
@@ -56,15 +58,11 @@ def rows_loss(settings: Settings, network: Network, parameters: Any, target: Any
     losses, _ = objective.loss(
         settings.objective,
         transport,
+        objective.Batch(rows["x"], rows["z"], rows["t"], rows["label"], rows["dropped"]),
         network=bind(parameters),
         frozen_network=bind(frozen),
         target_network=bind(frozen if target is None else target),
-        x=rows["x"],
-        z=rows["z"],
-        t=rows["t"],
-        labels=rows["label"],
         null_label=network.null_label,
-        dropped=rows["dropped"],
     )
     return losses.mean()
 
@@ -74,7 +72,7 @@ def batch_loss(
     network: Network,
     parameters: Any,
     target: Any | None,
-    batch: Metrics,
+    batch: Rows,
     key: jax.Array,
 ) -> jax.Array:
     """Mean UCGM-T loss of one batch.
@@ -91,7 +89,7 @@ def batch_loss(
 
 
 def loss_and_gradients(
-    settings: Settings, network: Network, parameters: Any, target: Any | None, rows: Metrics
+    settings: Settings, network: Network, parameters: Any, target: Any | None, rows: Rows
 ) -> tuple[jax.Array, Any]:
     """`rows_loss` and its gradient, in `train.gradient_accumulation` microbatches one after the other.
 
@@ -102,7 +100,7 @@ def loss_and_gradients(
     if count == 1:
         return value_and_grad(parameters, rows)
 
-    def add(total: Any, some: Metrics) -> tuple[Any, None]:
+    def add(total: Any, some: Rows) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, value_and_grad(parameters, some)), None
 
     microbatches = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), rows)
@@ -116,7 +114,7 @@ def train_step(
     network: Network,
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    batch: Metrics,
+    batch: Rows,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One step of UCGM-T (arXiv 2505.07447, Algorithm 1). Pure; randomness is folded from (seed, step).
@@ -175,11 +173,11 @@ def compile_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     state_shardings: TrainState,
-) -> Callable[[TrainState, Metrics], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Rows], tuple[TrainState, Metrics]]:
     """The jitted training step: sharded over the mesh, its state donated."""
     return jax.jit(
         lambda state, batch: train_step(settings, network, optimizer, state, batch, mesh),
-        in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
-        out_shardings=(state_shardings, sharding.replicated(mesh)),
+        in_shardings=(state_shardings, meshes.batch_sharding(mesh)),
+        out_shardings=(state_shardings, meshes.replicated(mesh)),
         donate_argnums=0,
     )
