@@ -66,7 +66,7 @@ def main() -> None:
     repeats, rows = given.repeats or (3 if given.small else 10), []
     for network, usual in BATCHES.items():
         batch = given.batch_size or (4 if given.small else usual)
-        one = settings(network, "lambda 0", batch, "none", given.small)
+        one = settings(network, "lambda 0", batch, "auto", given.small)
         one = dataclasses.replace(one, sampler=SamplerSettings(steps=STEPS, extrapolation_ratio=0.2))
         row = {"network": network + (" cut small" if given.small else "")} | measure(one, batch, repeats)
         theirs = published.sampler(given.published, one, batch, repeats) if given.published else published.NOT_RUN

@@ -94,7 +94,10 @@ ucgm_environment_of_the_image() { # extras
       exit 2
     fi
     "$python" -m venv --system-site-packages "$folder"
-    "$folder/bin/python" launch/wheels.py --install="$UCGM_WHEELS"
+    # Only what the image lacks: its own versions go with its GPU. UCGM_WHEELS has all that those need.
+    for wheel in "$UCGM_WHEELS"/*.whl; do
+      "$folder/bin/pip" install --quiet --no-index --no-deps --upgrade-strategy=only-if-needed "$wheel"
+    done
     touch "$folder/stamp"
   fi
   ucgm_enter "$folder"
