@@ -31,7 +31,10 @@ def _numbers(count: int):
 
 
 def _ratio(text: str) -> float | str:
-    return text if text == "auto" else float(text)
+    try:
+        return float(text)
+    except ValueError:  # the name of a rule, which the settings know
+        return text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,7 +66,8 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--steps", type=int)
     add("--order", type=int)
-    add("--extrapolation-ratio", type=float)
+    add("--extrapolation-ratio", type=_ratio)
+    add("--extrapolation-variable")
     add("--stochasticity-ratio", type=_ratio)
     add("--schedule", type=_numbers(3), help="a,b,c")
     add("--gaps", type=_numbers(2), help="start,end")
@@ -93,7 +97,8 @@ def parse_labels(text: str, num_classes: int) -> list[int]:
 
 def overrides(settings: Settings, given: argparse.Namespace) -> tuple[Any, GuidanceSettings]:
     """The checkpoint's sampler and guidance settings with the flags that were given."""
-    names = ("steps", "order", "extrapolation_ratio", "stochasticity_ratio", "schedule", "gaps")
+    names = ("steps", "order", "stochasticity_ratio", "schedule", "gaps")
+    names += ("extrapolation_ratio", "extrapolation_variable")
     changed = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     with user_errors("--"):
         sampler = dataclasses.replace(settings.sampler, **changed)
