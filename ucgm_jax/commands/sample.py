@@ -77,4 +77,4 @@ def _sample(given: argparse.Namespace) -> None:
     else:
         pictures.save(pictures.picture(x["images"] if decodes else x, min(max(len(classes), 8), 16)), out)
     steps = model.settings.sampler.steps
-    print(f"{count} samples of step {model.found.step} with {steps} steps ({model.nfe} NFE): {out}")
+    print(f"{count} samples of step {model.checkpoint.step} with {steps} steps ({model.nfe} NFE): {out}")

@@ -260,7 +260,8 @@ def torch_tensors(
         if isinstance(entry, Computed):
             buffer = recorded.buffers.get(entry.torch)
             buffer = entry.value() if buffer is None else buffer
-            default, tensors = buffer.dtype.name, [(entry.torch, buffer)]
+            default = buffer.dtype.name
+            tensors: Iterable[tuple[str, np.ndarray]] = [(entry.torch, buffer)]
         else:
             whole = np.asarray(values[entry.flax])
             rows = [whole] if entry.indices is None else whole

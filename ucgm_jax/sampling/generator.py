@@ -25,7 +25,7 @@ Tree = Any
 AHEAD = 2  # batches that wait on the devices while the host works on one
 
 
-def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
+def sample_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
     """One random key per sample, (B,), from the run's seed and the samples' indices."""
     return jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
 
@@ -110,8 +110,9 @@ class Generator:
             )
         stochastic = self._settings.is_stochastic
         fresh = sampler.per_step_noise(sample_keys(seed, indices), noise) if stochastic else None
-        how = {"order": self._settings.order, "keep_trajectory": self._trajectory}
-        x, trajectory = sampler.integrate(rows, network, noise, labels, fresh, **how)
+        x, trajectory = sampler.integrate(
+            rows, network, noise, labels, fresh, order=self._settings.order, keep_trajectory=self._trajectory
+        )
         produce = (lambda x: x) if self._outputs is None else functools.partial(self._outputs, output_parameters)
         if trajectory is None:
             return produce(x)

@@ -27,7 +27,7 @@ Metrics = dict[str, jax.Array]  # scalars
 def zero_non_finite(gradients: Any) -> tuple[Any, jax.Array]:
     """The gradients with NaN and infinity replaced by 0, and how many entries there were."""
     finite = jax.tree.map(jnp.isfinite, gradients)
-    count = sum(jnp.sum(~leaf) for leaf in jax.tree.leaves(finite))
+    count = sum((jnp.sum(~leaf) for leaf in jax.tree.leaves(finite)), jnp.int32(0))
     return jax.tree.map(lambda g, ok: jnp.where(ok, g, 0), gradients, finite), count
 
 
@@ -173,8 +173,8 @@ def compile_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     state_shardings: TrainState,
-) -> Callable[[TrainState, Rows], tuple[TrainState, Metrics]]:
-    """The jitted training step: sharded over the mesh, its state donated."""
+) -> jax.stages.Wrapped:
+    """The jitted training step, (state, rows) -> (state, metrics): sharded over the mesh, its state donated."""
     return jax.jit(
         lambda state, batch: train_step(settings, network, optimizer, state, batch, mesh),
         in_shardings=(state_shardings, meshes.batch_sharding(mesh)),
