@@ -43,8 +43,8 @@ class SamplerSettings:
         at each step.
       schedule: [a, b, c, time_dist_ctrl] Kumaraswamy parameters, above 0; (1, 1, 1) is uniform.
       gaps: [rfba_gap_steps] distance from the noise end and from the data end, each in [0, 1), sum below 1.
-      style: "solver" (this module), or the jumps of a network of two times: "any" or "few", see `jump_sampler`.
-      renoise_ratio: of style "any", in [0, 1]: how far beyond the next time to jump before noising forward to it.
+      style: "solver" (this module), or a network of two times' jumps: "any" or "few", see `jump_sampler`.
+      renoise_ratio: of style "any", in [0, 1]: how far beyond the next time to jump, to noise forward.
     """
 
     steps: int = 30
@@ -58,7 +58,7 @@ class SamplerSettings:
 
     def __post_init__(self):
         rho = self.stochasticity_ratio
-        at_least(self, 1, "steps")
+        at_least(self, 1, "steps", most=10**6)
         at_least(self, 0, "extrapolation_ratio")
         gaps = all(gap >= 0 for gap in self.gaps) and sum(self.gaps) < 1
         check(
@@ -276,10 +276,9 @@ def sample(
     """
     if settings.is_stochastic and key is None and step_noise is None:
         raise ValueError(f"stochasticity_ratio={settings.stochasticity_ratio!r}: needs a key or step_noise")
+    draw: Callable[[Array], Array] | None = None if key is None else per_step_noise(key, noise)
     if step_noise is not None:
         draw = jnp.asarray(step_noise).__getitem__
-    else:
-        draw = None if key is None else per_step_noise(key, noise)
     x, trajectory = integrate(
         coefficients(settings, transport),
         network,

@@ -59,8 +59,9 @@ class NetworkSettings:
     attention: str = "auto"
 
     def __post_init__(self):
-        at_least(self, 0, "hidden_size", "depth", "num_heads", "encoder_depth")
-        at_least(self, 1, "unroll")
+        at_least(self, 0, "hidden_size", most=2**20)
+        at_least(self, 0, "depth", "num_heads", "encoder_depth", most=2**14)
+        at_least(self, 1, "unroll", most=2**14)
         check(
             self,
             target_time=one_of(self.target_time, two_times.TARGET_TIMES),
@@ -109,7 +110,7 @@ class Network(Functional):
     @property
     def has_target_time(self) -> bool:
         """Whether the network knows a second time."""
-        return self.options.target_time != "none"
+        return getattr(self.options, "target_time", "none") != "none"
 
     def apply(
         self,
@@ -148,8 +149,7 @@ class Network(Functional):
 def maker(family: str, options: Any) -> Callable[[nnx.Rngs], nnx.Module]:
     """What makes the module of a family with these options; see `Functional.make`."""
     others = {"DDT": transformer.DecoupledTransformer, "EDM2": edm2.EDM2, "UNet+": unet.UNet}
-    module = others.get(family, transformer.DiffusionTransformer)
-    return lambda rngs: module(options, rngs=rngs)
+    return lambda rngs: others.get(family, transformer.DiffusionTransformer)(options, rngs=rngs)
 
 
 # What sets the families of transformers apart: options of `transformer.TransformerSettings`.

@@ -83,7 +83,7 @@ def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) 
     network = Model(settings, sources.spec_of(settings), mesh).architecture
     optimizer = optimizers.build(settings.optimizer)
     sharding.check_network(network, mesh)
-    state = state_module.abstract(network, optimizer, settings.objective)
+    state = state_module.abstract(network, optimizer, settings.trained_objective)
     placed = state_module.shardings(state, optimizer, mesh)
     split = meshes.batch_sharding(mesh)
     batch = _batch(network, settings.train.batch_size)
