@@ -40,7 +40,10 @@ CONFIG = "--config=configs/digits.py"
         ([CONFIG, "--config.transport=Linaer"], "transport='Linaer': must be one of Linear, ReLinear, TrigFlow"),
         ([CONFIG, "--config.network.name=TiT-XXL/3"], "network.name='TiT-XXL/3': must be"),
         ([CONFIG, "--config.network.hidden_size=66"], "network.hidden_size=66: must be a multiple of"),
-        ([CONFIG, "--config.network.remat=some"], "network.remat='some': must be one of none, full, dots"),
+        (
+            [CONFIG, "--config.network.remat=some"],
+            "network.remat='some': must be one of auto, none, prod",
+        ),
         ([CONFIG, "--config.optimizer.name=sgd"], "optimizer.name='sgd': must be one of adam"),
         ([CONFIG, "--config.data.name=cats"], "data.name='cats': must be one of digits"),
         ([CONFIG, "--config.data.size=16"], "data.size=16: digits has 8"),
