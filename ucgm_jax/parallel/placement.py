@@ -54,6 +54,7 @@ class Placement:
     keeps_gathered: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
 class Network(Protocol):
     """What has to be known of a network: a frozen dataclass with these fields and properties among its own.
 
