@@ -71,11 +71,7 @@ class Model:
 
     @property
     def checkpoint(self) -> reading.Found:
-        """The checkpoint with its weights.
-
-        Raises:
-          UserError: they come otherwise.
-        """
+        """The checkpoint with its weights; a `UserError` where they come otherwise."""
         if self.found is None:
             raise UserError("folder: this model was not opened from a checkpoint and has no weights")
         return self.found

@@ -34,8 +34,7 @@ class _Rows:
         # Shuffled anew in every epoch, as a whole: one place at a time would take as long as reading what lies there.
         order = lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(source))
         self._order = functools.lru_cache(2)(order)
-        self._unreadable: set[int] = set()
-        self._too_many, self._lock = "", threading.Lock()
+        self._unreadable, self._too_many, self._lock = set[int](), "", threading.Lock()
 
     def __len__(self) -> int:
         return sys.maxsize // self._batch_size - self._first_step

@@ -117,8 +117,7 @@ class Measurement:
         Raises:
           MetricError: samples are missing.
         """
-        figures: dict[str, float] = {}
-        reference = self._reference
+        figures, reference = dict[str, float](), self._reference
         if "fid" in self._settings.metrics:
             found = self._statistics.across_hosts()
             if found.count != self._count:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,6 @@ class Placement:
     keeps_gathered: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
 class Network(Protocol):
     """What has to be known of a network: a frozen dataclass with these fields and properties among its own.
 
@@ -65,10 +64,16 @@ class Network(Protocol):
       placement: what it does to weights and activations where it uses them.
     """
 
-    abstract_parameters: Tree
-    stacks: tuple[str, ...]
-    weights_dtype: Any
-    placement: Placement | None
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def abstract_parameters(self) -> Tree: ...
+    @property
+    def stacks(self) -> tuple[str, ...]: ...
+    @property
+    def weights_dtype(self) -> Any: ...
+    @property
+    def placement(self) -> Placement | None: ...
 
 
 Some = TypeVar("Some", bound=Network)

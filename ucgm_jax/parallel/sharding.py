@@ -69,8 +69,7 @@ def undivided(state: Tree, mesh: Mesh) -> dict[str, int]:
       Description of the dimension, such as "heads 6 over tensor 4", to the bytes that each device holds more than if it
       were split.
     """
-    shape = dict(mesh.shape)
-    found: dict[str, int] = {}
+    shape, found = dict(mesh.shape), dict[str, int]()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if not getattr(leaf, "shape", ()):

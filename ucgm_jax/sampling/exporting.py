@@ -34,9 +34,8 @@ def export(
     size, seed, shape = generator.batch_size, jax.ShapeDtypeStruct((), jnp.uint32), tuple(facts["shape"])
     indices, labels = jax.ShapeDtypeStruct((size,), jnp.uint32), jax.ShapeDtypeStruct((size,), jnp.int32)
     noise = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
-    draw = lambda seed, indices: initial_noise(seed, indices, shape)
     programs = {
-        "noise": (jax.jit(draw), (seed, indices)),
+        "noise": (jax.jit(lambda seed, indices: initial_noise(seed, indices, shape)), (seed, indices)),
         "samples": (jax.jit(samples), (shapes(fixed), seed, labels, indices, noise)),
     }
     facts = facts | {"format": exported.FORMAT, "fixed": len(fixed), "batch_size": size, "platforms": platforms}
