@@ -32,7 +32,7 @@ def record(run: Callable[[], Any], steps: int, folder: pathlib.Path) -> None:
 
 
 def summary(folder: pathlib.Path, steps: int) -> dict[str, Any]:
-    """Milliseconds a step of the newest trace in a folder: by kind of kernel, the longest kernels, and time between them.
+    """Milliseconds a step of the newest trace in a folder: in all, by kind of kernel, and the longest kernels.
 
     Kernels of the devices where the trace has any, else what the processor's threads of XLA ran.
     """

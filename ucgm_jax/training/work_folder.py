@@ -16,9 +16,9 @@ from ucgm_jax.settings import Settings
 # what it computes.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every", "train.evaluate_every",
               "train.evaluate_samples", "train.keep_checkpoints", "train.max_bad_steps", "train.profile_",
-              "train.gradient_accumulation", "network.remat", "network.unroll", "network.attention", "mesh.", "train.compiler",
-              "data.read_threads", "data.prefetch", "data.statistics", "data.verify_checksums", "data.path",
-              "autoencoder.", "sampler.", "guidance.", "evaluation.", "expected.")  # fmt: skip
+              "train.gradient_accumulation", "network.remat", "network.unroll", "network.attention", "mesh.",
+              "train.compiler", "data.read_threads", "data.prefetch", "data.statistics", "data.verify_checksums",
+              "data.path", "autoencoder.", "sampler.", "guidance.", "evaluation.", "expected.")  # fmt: skip
 # Keys that are paths: the same folder may be spelled otherwise.
 PATHS = ("train.init_from", "train.teacher_from")
 
