@@ -47,7 +47,8 @@ def summary(folder: pathlib.Path, steps: int) -> dict[str, Any]:
         if on_device
         else "XLA" in threads.get((one["pid"], one["tid"]), "")
     )
-    kernels = [one for one in events if one.get("ph") == "X" and wanted(one)]
+    # On processors what runs the kernels is in the trace beside them.
+    kernels = [one for one in events if one.get("ph") == "X" and wanted(one) and "ThunkExecutor" not in one["name"]]
     if not kernels:
         return {"trace": str(newest), "kernels": 0}
     by_kind: collections.Counter[str] = collections.Counter()

@@ -103,7 +103,7 @@ print(*[wheel for wheel in wheels if re.sub(r"[-_.]+", "_", wheel.name.split("-"
 PYTHON
 )"
     if [ -z "$lacking" ]; then
-      echo "error: UCGM_WHEELS=$UCGM_WHEELS: must be a folder that launch/wheels.sh has filled; it has nothing that lacks" >&2
+      echo "error: UCGM_WHEELS=$UCGM_WHEELS: must be a folder that launch/wheels.sh has filled" >&2
       exit 2
     fi
     mapfile -t lacking <<<"$lacking"
