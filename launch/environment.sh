@@ -1,6 +1,7 @@
 # Sourced by the scripts beside it: a Python environment of the project's own in .venv, made once.
-# UCGM_PYTHON names the interpreter (3.11 or newer) that it is made with, UCGM_VENV another folder for it; one that was
-# not made here is used as it is where it has what is needed, and never changed.
+# UCGM_PYTHON names the interpreter (3.11 or newer) that it is made with, UCGM_VENV another folder for it. A folder that
+# is there already is only made anew if these scripts made it; an environment that somebody else made is used as it is,
+# and nothing is installed into it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -38,18 +39,24 @@ ucgm_enter() { # folder
 
 ucgm_environment() { # extras
   local extras="$1" folder="${UCGM_VENV:-.venv}" python requirements missing
-  if [ -e "$folder" ] && [ ! -f "$folder/stamp" ] && [ -n "$(ls -A "$folder")" ]; then
-    if [ ! -x "$folder/bin/python" ]; then
-      echo "error: UCGM_VENV=$folder: must be a Python environment, or a folder that is not there yet" >&2
+  if [ -e "$folder/stamp" ]; then
+    # The first line of ours is a checksum, or says that the environment was never finished.
+    if [ ! -f "$folder/pyvenv.cfg" ] || ! head -n 1 "$folder/stamp" | grep -qxE '[0-9]+ [0-9]+|unfinished'; then
+      echo "error: UCGM_VENV=$folder: holds something else than an environment of these scripts" >&2
       exit 2
     fi
+  elif [ -f "$folder/pyvenv.cfg" ] && [ -x "$folder/bin/python" ]; then
     missing="$(ucgm_missing "$folder/bin/python" $UCGM_MODULES)"
     if [ -n "$missing" ]; then
       echo "error: UCGM_VENV=$folder: was not made here and lacks $missing; it is left as it is" >&2
       exit 2
     fi
+    echo "using the environment $folder as it is" >&2
     ucgm_enter "$folder"
     return
+  elif [ -e "$folder" ] && { [ ! -d "$folder" ] || [ -n "$(ls -A "$folder")" ]; }; then
+    echo "error: UCGM_VENV=$folder: is there and no Python environment; name another folder or remove it" >&2
+    exit 2
   fi
   python="$(ucgm_python)"
   # Made anew when the project's metadata change, which stand before the settings of tools; extras are added as they
@@ -58,6 +65,7 @@ ucgm_environment() { # extras
   if [ ! -f "$folder/stamp" ] || [ "$(head -n 1 "$folder/stamp")" != "$requirements" ]; then
     echo "installing into $folder with $($python --version)"
     "$python" -m venv --clear "$folder"
+    echo unfinished >"$folder/stamp"
     "$folder/bin/pip" install --quiet --upgrade pip
     "$folder/bin/pip" install --quiet --editable .
     echo "$requirements" >"$folder/stamp"

@@ -101,6 +101,11 @@ def test_work_folder_must_be_given(monkeypatch, capsys):
         (["--checkpoint={workdir}", "--guidance-interval=0.9,0.1"], r"--guidance-interval=\(0.9, 0.1\): must be two"),
         (["--checkpoint={workdir}", "--extrapolation-ratio=nan"], "--extrapolation-ratio=nan: must be at least 0"),
         (
+            ["--checkpoint={workdir}", "--extrapolation-ratio=high"],
+            "--extrapolation-ratio='?high'?: must be .* second_order",
+        ),
+        (["--checkpoint={workdir}", "--stochasticity-ratio=often"], "--stochasticity-ratio='?often'?: must be in"),
+        (
             ["--checkpoint={workdir}", "--out={workdir}/config.json/x.npz"],
             "--out=.*/x.npz: (Not a dir|File exists)",
         ),

@@ -59,7 +59,8 @@ class NetworkSettings:
     target_time: str = "none"
 
     def __post_init__(self):
-        at_least(self, 0, "hidden_size", "depth", "num_heads", "encoder_depth", "unroll")
+        at_least(self, 0, "hidden_size", most=2**20)
+        at_least(self, 0, "depth", "num_heads", "encoder_depth", "unroll", most=2**14)
         check(
             self,
             compute_dtype=one_of(self.compute_dtype, ("float32", "bfloat16")),

@@ -32,7 +32,7 @@ def candidates(settings: Settings, topology: Topology, devices: list[jax.Device]
     """
     model = Model(settings, sources.spec_of(settings), meshes.make_mesh(MeshSettings(), devices))
     network, optimizer = model.architecture, optimizers.build(settings.optimizer)
-    state = state_module.abstract(network, optimizer, settings.objective)
+    state = state_module.abstract(network, optimizer, settings.trained_objective)
     possible, size = [], 1
     while size <= topology.count:
         mesh = MeshSettings(data=-1, fsdp=size, tensor=settings.mesh.tensor)
