@@ -207,7 +207,8 @@ class Model:
           output: "pictures", uint8 images (N, H, W, C), decoded from latents; "samples", the network's own, float32; or
             "both", {"images", "x"}. Default: pictures where there are any: not of points, nor of latents without
             weights of their autoencoder.
-          trajectory: give the data estimates of all steps, (steps, N, ...), in place of the samples (N, ...).
+          trajectory: give the data estimates of all steps, (steps, N, ...), in place of the samples (N, ...); of style
+            "any", whose jumps give none before the last, the states after each step.
           batch_size: samples at once over all devices; default at most 64 a device.
           first_index: index of the first sample; the others follow.
           progress: called with the number of samples done.

@@ -29,6 +29,10 @@ def small_config(**changes):
     return result
 
 
+# Changes that make it any-step training.
+ANY_STEP = {"network__target_time": "added", "objective__kind": "any_step", "any_step__model_weight": 0.5}
+
+
 def settings_of(**changes):
     """The settings of `small_config`."""
     return config_module.build(small_config(**changes))

@@ -1,5 +1,6 @@
 """A run that is killed and resumed ends with the same bits as one that was not."""
 
+import functools
 import json
 import os
 import pathlib
@@ -12,12 +13,12 @@ import time
 import jax
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 
-from tests.training.small import run_of, small_config, train
-from ucgm_jax.checkpoints import reading
+from tests.training.small import ANY_STEP, run_of, small_config, train
+from ucgm_jax.checkpoints import converted, reading
 from ucgm_jax.checkpoints.writing import Checkpoints
+from ucgm_jax.conversion.tables import Record
 from ucgm_jax.errors import UserError
 from ucgm_jax.training import loop
 
@@ -36,12 +37,15 @@ def recorded(self, indices, flip):
     seen.write(" ".join(map(str, indices)) + "\\n"); seen.flush()
     return read(self, indices, flip)
 sources.ArraySource.read = recorded
-train(small_config(train__steps=int(sys.argv[2]), train__checkpoint_every=10, mesh__data=-1), sys.argv[1])
+import json
+changes = json.loads(sys.argv[5])
+config = small_config(train__steps=int(sys.argv[2]), train__checkpoint_every=10, mesh__data=-1, **changes)
+train(config, sys.argv[1])
 """
 
 
-def start(workdir, steps, cache, devices=1):
-    command = [sys.executable, "-c", PROGRAM, str(workdir), str(steps), str(devices), str(cache)]
+def start(workdir, steps, cache, devices=1, **changes):
+    command = [sys.executable, "-c", PROGRAM, str(workdir), str(steps), str(devices), str(cache), json.dumps(changes)]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
 
 
@@ -51,10 +55,10 @@ def last_step(workdir) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def stored(workdir, step):
+def stored(workdir, step, **changes):
     folder = workdir / "checkpoints" / str(step)
     assert folder.is_dir()
-    config = small_config(train__steps=40)
+    config = small_config(train__steps=40, **changes)
     run = run_of(config)
     saved = Checkpoints(workdir, 10)
     state, position = run.resume(saved, step)
@@ -92,6 +96,24 @@ def test_killed_and_resumed_run_is_bit_identical(tmp_path):
     assert again[:reached] == order[:reached] and again[first:][: total - resumed_from] == order[resumed_from:]
     losses = lambda workdir: [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert losses(killed) == losses(straight) and len(losses(killed)) == total
+
+
+def test_killed_and_resumed_any_step_run_is_bit_identical(tmp_path):
+    cache, straight, killed = tmp_path / "cache", tmp_path / "straight", tmp_path / "killed"
+    assert start(straight, 30, cache, **ANY_STEP).wait() == 0
+    process = start(killed, 1_000_000, cache, **ANY_STEP)
+    while last_step(killed) < 13 or not (killed / "checkpoints" / "10").is_dir():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    total = max(30, reading.find(killed).step + 10)
+    assert start(killed, total, cache, **ANY_STEP).wait() == 0
+    if total > 30:
+        assert start(straight, total, cache, **ANY_STEP).wait() == 0
+    (state, _), (expected, _) = stored(killed, total, **ANY_STEP), stored(straight, total, **ANY_STEP)
+    assert np.abs(expected.target["gap_embedding"]["output"]["kernel"]).max() > 0
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
 def test_resumes_on_another_device_count(tmp_path):
@@ -208,11 +230,12 @@ class TestConvertedOptimizer:
         train(small_config(train__steps=2), workdir)
         found = reading.find(workdir)
         state, _ = stored(workdir, 2)
-        for name, moment in (("first", state.optimizer[0].mu), ("second", state.optimizer[0].nu)):
-            with ocp.StandardCheckpointer() as writer:
-                writer.save(found.folder / f"{name}_moment", moment)
-        (found.folder / "conversion.json").write_text(json.dumps({"optimizer_steps": 17}))
-        return found.folder, state
+        moments = {"first_moment": state.optimizer[0].mu, "second_moment": state.optimizer[0].nu}
+        items = {name: functools.partial(jax.tree.map, np.asarray, tree) for name, tree in moments.items()}
+        items["ema"] = lambda: jax.tree.map(np.asarray, state.ema)
+        out, summary = workdir.with_name("converted"), {"optimizer_steps": 17}
+        converted.write(out, items, found.settings, found.spec, Record(), summary)
+        return out, state
 
     @pytest.mark.parametrize("name", ["adamw", "radam"])
     def test_start_with_it(self, folder, name):

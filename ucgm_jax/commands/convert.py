@@ -52,6 +52,7 @@ def parser() -> flags.Parser:
     add("--channels", type=int, help="channels of the input")
     add("--num-classes", type=int, help="number of labels")
     add("--transport", help="default: as the family was published")
+    add("--target-time", default="none", help="none, or how a second time enters the network: added or exact")
     for name in SHAPES:
         add(f"--{name.replace('_', '-')}", type=int, default=0, help="instead of the one that goes with the name")
     return result
@@ -109,7 +110,8 @@ def described(given: argparse.Namespace) -> Any:
                 raise UserError(f"{name}: must be given with --from={given.source}")
         with user_errors():
             at_least(given, 1, "size", "channels", "num_classes")
-            network = names.NetworkSettings(given.network, **{name: getattr(given, name) for name in SHAPES})
+            shape = {name: getattr(given, name) for name in SHAPES}
+            network = names.NetworkSettings(given.network, target_time=given.target_time, **shape)
         data = DataSettings("", size=given.size, channels=given.channels, num_classes=given.num_classes)
         settings = Settings(data=data, network=network)
     spec = spec_of(settings)
@@ -130,7 +132,7 @@ def _to_folder(given: argparse.Namespace) -> None:
     outputs = recorded.read(given.verify, network) if given.verify else None
     file = torch_files.read(given.source, network.family, given.weights, given.state_key)
     table = families.table(network)
-    parameters = tables.to_flax(table, file.state, network.abstract_parameters)
+    parameters = families.to_flax(network, file.state)
     moments, no_moments = optimizers.moments_or_reason(network, file)
     items = {"ema": lambda: parameters}
     if moments is not None:

@@ -1,5 +1,7 @@
 """Samples from a checkpoint: ucgm sample --checkpoint=DIR --steps=2 --labels=0-9 --out=grid.png.
 
+Several numbers of steps, --steps=1,2,4,30, make one picture with a row for each, of the same noise.
+
 Of a model of latents, --autoencoder-weights=FILE decodes them.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +17,8 @@ from ucgm_jax.commands import flags
 from ucgm_jax.errors import UserError, user_errors
 from ucgm_jax.method import checks
 from ucgm_jax.method.checks import at_least, check
+
+ROW = 16  # samples side by side
 
 
 def parser() -> flags.Parser:
@@ -28,7 +33,7 @@ def parser() -> flags.Parser:
     add("--weights", choices=("ema", "parameters"), default="ema")
     add("--batch-size", type=int, default=0, help="samples at once; default all, at most 64 a device")
     flags.add_autoencoder(result)
-    flags.add_sampler(result)
+    flags.add_sampler(result, several_steps=True)
     flags.add_hosts(result)
     return result
 
@@ -38,6 +43,8 @@ def run(parser: flags.Parser, arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if pathlib.Path(given.out).suffix not in (".png", ".npz"):
         raise UserError(f"out={given.out}: must end in .png or .npz")
+    if isinstance(given.steps, tuple) and pathlib.Path(given.out).suffix != ".png":
+        raise UserError(f"out={given.out}: must end in .png with several numbers of steps, a row each")
     with user_errors():
         check(given, seed=checks.seed(given.seed))
         at_least(given, 0, "count", "batch_size", most=2**31)
@@ -58,7 +65,9 @@ def _sample(given: argparse.Namespace) -> None:
     from ucgm_jax.sampling import labels, pictures
 
     model = models.load(given.checkpoint, weights=given.weights, key="--checkpoint")
-    model = model.with_autoencoder(*flags.autoencoder_of(given)).with_sampler(**flags.sampler_of(given))
+    changes = flags.sampler_of(given)
+    rows = changes.pop("steps") if isinstance(changes["steps"], tuple) else ()
+    model = model.with_autoencoder(*flags.autoencoder_of(given)).with_sampler(**changes)
     classes = labels.parse(given.labels, model.spec.num_classes)
     count, out = given.count or min(64, 8 * len(classes)), pathlib.Path(given.out)
     model.check_room(count, given.batch_size)
@@ -67,6 +76,9 @@ def _sample(given: argparse.Namespace) -> None:
         given.autoencoder_weights or given.statistics or out.suffix == ".png"
     )
     processes.do_on_first(lambda: atomic.make_room(out, "--out"))
+    if rows:
+        _rows(given, model, rows, chosen)
+        return
     progress = Progress(count, unit="sample")
     output = "both" if decodes else "samples"
     x = model.sample(chosen, seed=given.seed, output=output, batch_size=given.batch_size, progress=progress.show)
@@ -79,3 +91,21 @@ def _sample(given: argparse.Namespace) -> None:
         pictures.save(pictures.picture(x["images"] if decodes else x, min(max(len(classes), 8), 16)), out)
     steps = model.settings.sampler.steps
     print(f"{count} samples of step {model.found.step} with {steps} steps ({model.nfe} NFE): {out}")
+
+
+def _rows(given: argparse.Namespace, model: Any, rows: tuple[int, ...], chosen: np.ndarray) -> None:
+    """One picture with a row for each number of steps: the same noise and labels in all of them."""
+    from ucgm_jax.parallel import processes
+    from ucgm_jax.sampling import pictures
+
+    if model.spec.kind == "points":
+        raise UserError(f"steps={','.join(map(str, rows))}: points are no images; give one number")
+    chosen = chosen[:ROW] if given.count else np.resize(chosen, min(ROW, max(8, model.spec.num_classes)))
+    models = {f"{steps} steps" if steps > 1 else "1 step": model.with_sampler(steps=steps) for steps in rows}
+    how = {"seed": given.seed, "output": "pictures", "batch_size": given.batch_size}
+    images = {name: one.sample(chosen, **how) for name, one in models.items()}
+    if not processes.is_first():
+        return
+    strips = {name: pictures.grid(row, len(chosen)) for name, row in images.items()}
+    pictures.save(pictures.captioned(strips, margin=90), given.out)
+    print(f"{len(chosen)} samples of step {model.found.step} in {', '.join(strips)}, a row each: {given.out}")

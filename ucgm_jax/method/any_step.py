@@ -124,6 +124,27 @@ class AnyStepSettings:
         return (self.data_weight, self.model_weight, self.unguided_data_weight) != (1.0, 0.0, 1.0)
 
     @property
+    def calls_null(self) -> bool:
+        """Whether F* takes anything from the network without label."""
+        return self.is_guided and self.data_weight + self.model_weight != 1.0
+
+    @property
+    def has_random_pieces(self) -> bool:
+        """Whether the loss needs ends of pieces that were drawn."""
+        return self.form == "recursive" and self.pieces == "random" and self.order > 1
+
+    @property
+    def forward_units(self) -> int:
+        """Cost of the loss and its gradient in forward passes of the network: 3 for the pass with a gradient."""
+        anchor, guidance = 3 * (self.flow_anchor != 0), self.is_guided + self.calls_null
+        if self.order == 0:
+            return 3 + anchor + guidance
+        recursion = self.order + (self.first_piece == "model")
+        further = {"recursive": recursion, "derivative": 1, "difference": 2}[self.form]
+        own_path = self.form != "recursive" and self.tangent == "model"
+        return 3 + anchor + guidance + further + own_path
+
+    @property
     def uses_target_network(self) -> bool:
         """Whether the loss calls a target network that is not the online one."""
         chain = self.form == "recursive" and self.order > 0 and self.target_decay < 1
@@ -144,9 +165,12 @@ def instantaneous_target(
     if not settings.is_guided:
         return plain
     by_label = lambda labels: target_network(x_t, t, t, labels)
-    # Both in one call, along a new axis: sharded batches stay where they are, dropout is the same in both.
-    labelled, null = jax.vmap(by_label)(jnp.stack([batch.labels, jnp.full_like(batch.labels, null_label)]))
     data, model, alone = settings.data_weight, settings.model_weight, settings.unguided_data_weight
+    if settings.calls_null:
+        # Both in one call, along a new axis: sharded batches stay where they are, dropout is the same in both.
+        labelled, null = jax.vmap(by_label)(jnp.stack([batch.labels, jnp.full_like(batch.labels, null_label)]))
+    else:
+        labelled = null = by_label(batch.labels)
     low, high = settings.guidance_range
     guided = expand_time((low <= t) & (t <= high) & ~batch.dropped, x_t)
     inside = data * plain + model * labelled + (1 - data - model) * null
@@ -189,7 +213,7 @@ def loss(
         raise ValueError(f"transport={transport.name!r}: noise must sit at t = 1; train through its mirror")
     if settings.uses_target_network and target_network is None:
         raise ValueError(f"target_decay={settings.target_decay!r}: needs a target network")
-    random = settings.form == "recursive" and settings.pieces == "random" and settings.order > 1
+    random = settings.has_random_pieces
     if random and inner_ends is None:
         raise ValueError("pieces='random': needs inner_ends")
     t, dropped = batch.t, batch.dropped

@@ -164,6 +164,11 @@ def integrate(
     return data, trajectory
 
 
+def shown(settings: SamplerSettings, data: Array, states: Array) -> Array:
+    """(steps, B, ...) what can be shown of a trajectory: estimates of the data, or states where there are none."""
+    return data if settings.style == "few" else jnp.concatenate([states[:-1], data[-1:]])
+
+
 def sample(
     settings: SamplerSettings,
     transport: Transport,

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ucgm_jax.errors import user_errors
-from ucgm_jax.method import guidance, sampler, transports
+from ucgm_jax.method import guidance, jump_sampler, sampler, transports
 from ucgm_jax.method.guidance import GuidanceSettings
 from ucgm_jax.method.sampler import SamplerSettings
 from ucgm_jax.networks.names import Network
@@ -32,12 +32,28 @@ def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
 
 def structure(settings: SamplerSettings, guided: GuidanceSettings) -> tuple:
     """What of the settings a compiled sampler is fixed to."""
-    return settings.points, settings.order, settings.is_stochastic, guided.is_on
+    return settings.style != "solver", settings.points, settings.order, settings.is_stochastic, guided.is_on
+
+
+def coefficients(settings: SamplerSettings, transport: transports.Transport, network: Network) -> Any:
+    """The coefficients of every step in the settings' style.
+
+    Raises:
+      ValueError: the settings do not go with the transport, or the style with the network.
+    """
+    if settings.style == "solver":
+        return sampler.coefficients(settings, transport)
+    if not network.has_target_time:
+        raise ValueError(f"style={settings.style!r}: needs a network of two times (network.target_time); use solver")
+    return jump_sampler.coefficients(settings, transport)
 
 
 def nfe(settings: SamplerSettings, guided: GuidanceSettings, transport: transports.Transport) -> int:
     """Network evaluations of one sample: calls, and once more for each guided call."""
-    times = sampler.network_times(settings, transport)
+    if settings.style == "solver":
+        times = sampler.network_times(settings, transport)
+    else:
+        times = jump_sampler.call_times(settings, transport)[:, 0]
     return len(times) + (guidance.guided_calls(times, guided.interval) if guided.is_on else 0)
 
 
@@ -91,7 +107,7 @@ class Generator:
 
     def _set(self, settings: SamplerSettings, guided: GuidanceSettings) -> None:
         with user_errors():
-            self._rows = sampler.coefficients(settings, self._transport)
+            self._rows = coefficients(settings, self._transport, self._network)
         self._settings, self._guided = settings, guided
         self.nfe = nfe(settings, guided, self._transport)
 
@@ -103,15 +119,21 @@ class Generator:
 
     def sample_batch(self, parameters, output_parameters, rows, scale, interval, seed, labels, indices, noise) -> Tree:
         """One batch, as a pure function that is not compiled; rows, scale and interval are `settings_arrays`."""
-        network = self._network.bind(parameters)
+        jumps = self._settings.style != "solver"
+        weights = self._network.cast(parameters)  # once for all calls
+        network = (self._network.bind_two_times if jumps else self._network.bind)(weights)
         if self._guided.is_on:
             network = guidance.guided(
                 network, scale, interval, self._network.null_label, channels=self._network.guided_channels
             )
         stochastic = self._settings.is_stochastic
         fresh = sampler.per_step_noise(sample_keys(seed, indices), noise) if stochastic else None
-        how = {"order": self._settings.order, "keep_trajectory": self._trajectory}
-        x, trajectory = sampler.integrate(rows, network, noise, labels, fresh, **how)
+        if jumps:
+            x, kept = jump_sampler.integrate(rows, network, noise, labels, fresh, keep_trajectory=self._trajectory)
+            trajectory = kept and jump_sampler.shown(self._settings, *kept)
+        else:
+            how = {"order": self._settings.order, "keep_trajectory": self._trajectory}
+            x, trajectory = sampler.integrate(rows, network, noise, labels, fresh, **how)
         produce = (lambda x: x) if self._outputs is None else functools.partial(self._outputs, output_parameters)
         if trajectory is None:
             return produce(x)

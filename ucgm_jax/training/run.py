@@ -15,9 +15,10 @@ from ucgm_jax.checkpoints.writing import Checkpoints
 from ucgm_jax.data.sources import Source
 from ucgm_jax.errors import UserError, user_errors
 from ucgm_jax.files.memory import check_room
-from ucgm_jax.method import sampler
 from ucgm_jax.model import Model
+from ucgm_jax.networks import one_time
 from ucgm_jax.parallel import meshes, sharding
+from ucgm_jax.sampling import generator
 from ucgm_jax.settings import Settings
 from ucgm_jax.training import optimizers
 from ucgm_jax.training import state as state_module
@@ -46,14 +47,17 @@ class Run:
         mesh = meshes.make_mesh(settings.mesh)
         self.model = Model(settings, source.spec, mesh)
         with user_errors("sampler."):
-            sampler.coefficients(settings.sampler, self.model.transport)
+            generator.coefficients(settings.sampler, self.model.transport, self.model.architecture)
         train = settings.train
         meshes.check_batch(train.batch_size, meshes.batch_parts(mesh), microbatches=train.gradient_accumulation)
         source.spec.check_autoencoder(settings.autoencoder.name)
-        sharding.check_network(self.model.architecture, mesh)
+        network = self.model.architecture
+        sharding.check_network(network.name, network.stacks, mesh)
         _check_start(settings)
+        if settings.objective.kind == "any_step" and not self.model.architecture.has_target_time:
+            raise UserError('network.target_time=none: must be added or exact with objective.kind="any_step"')
         self.optimizer = optimizers.build(settings.optimizer)
-        self.abstract = state_module.abstract(self.model.architecture, self.optimizer, settings.objective)
+        self.abstract = state_module.abstract(self.model.architecture, self.optimizer, settings.trained_objective)
         self.shardings = state_module.shardings(self.abstract, self.optimizer, mesh)
 
         self._check_room()
@@ -88,7 +92,7 @@ class Run:
         Raises:
           UserError: a checkpoint to start from is not there or does not fit.
         """
-        network, objective = self.model.architecture, self.settings.objective
+        network, objective = self.model.architecture, self.settings.trained_objective
         init_from, teacher_from = self._find("init_from"), self._find("teacher_from")
         parameters = self._weights(init_from)
         teacher = self._weights(teacher_from) if teacher_from else None
@@ -103,9 +107,14 @@ class Run:
 
     def _weights(self, found: Found | None) -> Any:
         network, placed = self.model.architecture, self.shardings.parameters
+        key = jax.random.fold_in(jax.random.key(self.settings.seed), 2**31 - 1)  # no step has this number
+        if found and network.has_target_time and found.settings.network.target_time == "none":
+            earlier = one_time.one_time(network).abstract_parameters
+            parameters = reading.read_weights(found, earlier, {name: placed[name] for name in earlier})
+            complete = lambda parameters: one_time.with_target_time(network, parameters, key)
+            return jax.jit(complete, out_shardings=placed)(parameters)
         if found:
             return reading.read_weights(found, network.abstract_parameters, placed)
-        key = jax.random.fold_in(jax.random.key(self.settings.seed), 2**31 - 1)  # no step has this number
         return jax.jit(network.init, out_shardings=placed)(key)
 
     def resume(self, saved: Checkpoints, step: int) -> tuple[TrainState, int]:
@@ -145,16 +154,19 @@ class Run:
 
 def _check_start(settings: Settings) -> None:
     """Raises a UserError where a run would not start from, or not learn from, what its config says."""
-    train, frozen = settings.train, settings.objective.target_decay == 1 and settings.objective.uses_target_network
+    train, objective = settings.train, settings.trained_objective
+    frozen = objective.target_decay == 1 and objective.uses_target_network
+    section = "any_step" if objective is settings.any_step else "objective"
+    guides = {"objective": "objective.enhancement_ratio other than 0", "any_step": "guidance by it"}[section]
     if train.init_optimizer and not train.init_from:
         raise UserError("train.init_optimizer=True: needs train.init_from")
     if train.teacher_from and not frozen:
         raise UserError(
-            f"train.teacher_from={train.teacher_from}: needs a frozen target network: objective.target_decay=1 and "
-            "objective.enhancement_ratio other than 0"
+            f"train.teacher_from={train.teacher_from}: needs a frozen target network: {section}.target_decay=1 and "
+            f"{guides}"
         )
     if frozen and not train.init_from and not train.teacher_from:
         raise UserError(
-            "train.init_from='': must name a checkpoint (or train.teacher_from): with objective.target_decay=1 the "
+            f"train.init_from='': must name a checkpoint (or train.teacher_from): with {section}.target_decay=1 the "
             "target network stays what it starts as"
         )

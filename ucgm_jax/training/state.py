@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from ucgm_jax.method.any_step import AnyStepSettings
 from ucgm_jax.method.objective import ObjectiveSettings
 from ucgm_jax.networks.names import Network
 from ucgm_jax.parallel import meshes, sharding
 
 Tree = Any
+Objective = ObjectiveSettings | AnyStepSettings
 
 
 WEIGHTS = ("parameters", "ema", "target", "optimizer")
@@ -54,13 +56,13 @@ class TrainState:
         return cls(**{name: items.get(name) for name in WEIGHTS}, **items["progress"])
 
 
-def has_target(settings: ObjectiveSettings) -> bool:
+def has_target(settings: Objective) -> bool:
     """Whether the state holds weights for the target network."""
     return settings.uses_target_network and settings.target_decay > 0
 
 
 def create(
-    parameters: Tree, teacher: Tree | None, optimizer: optax.GradientTransformation, objective: ObjectiveSettings
+    parameters: Tree, teacher: Tree | None, optimizer: optax.GradientTransformation, objective: Objective
 ) -> TrainState:
     """The state before the first step. Pure: may be jitted and traced abstractly.
 
@@ -82,7 +84,7 @@ def create(
     )
 
 
-def abstract(network: Network, optimizer: optax.GradientTransformation, objective: ObjectiveSettings) -> TrainState:
+def abstract(network: Network, optimizer: optax.GradientTransformation, objective: Objective) -> TrainState:
     """Shapes and dtypes of the state, without memory."""
     return jax.eval_shape(lambda p: create(p, None, optimizer, objective), network.abstract_parameters)
 
