@@ -27,7 +27,7 @@ def read(path: str | pathlib.Path, network: Network, key: str = "verify") -> dic
     try:
         recorded = read_npz(path, "x", "t", "y", "out")
     except DamagedFile as error:
-        raise UserError(f"{key}={path}: must be an .npz file with x, t, y and out: {error}") from error
+        raise UserError(f"{key}={path}: {error}; must be an .npz file with x, t, y and out") from error
     height, width, channels = network.shape
     batch = max(recorded["x"].shape[:1], default=1)
     image = (batch, channels, height, width)
