@@ -7,7 +7,13 @@
 # names an environment that is already there. The figures land in benchmarks/results/ and runs/gpu/.
 source "$(dirname "$0")/environment.sh"
 ucgm_environment "${UCGM_EXTRAS:-cuda}"
-python -c "import pytest" 2>/dev/null || pip install --quiet pytest
+if ! python -c "import pytest" 2>/dev/null; then
+  if [ -n "$ucgm_foreign" ]; then
+    echo "error: UCGM_VENV=$UCGM_VENV: has no pytest, and nothing is installed into environments of others" >&2
+    exit 2
+  fi
+  pip install --quiet pytest
+fi
 UCGM_TEST_PLATFORM=cuda python -m pytest -q -m gpu tests/test_gpu.py
 python -m benchmarks.train_step "$@"
 python -m benchmarks.sampler "$@"

@@ -13,6 +13,12 @@
 # accelerators; it needs neither kubectl nor a cluster. See docs/many_hosts.md.
 set -euo pipefail
 
+for argument in "$@"; do
+  case "$argument" in
+    *$'\n'* | *$'\r'*) printf 'error: %q: a flag must not hold a line break\n' "$argument" >&2; exit 2 ;;
+  esac
+done
+
 refuse() { # message
   echo "error: $1" >&2
   exit 2

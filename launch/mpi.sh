@@ -7,6 +7,12 @@
 # See docs/many_hosts.md.
 set -euo pipefail
 
+for argument in "$@"; do
+  case "$argument" in
+    *$'\n'* | *$'\r'*) printf 'error: %q: a flag must not hold a line break\n' "$argument" >&2; exit 2 ;;
+  esac
+done
+
 dry=""
 if [ "${1:-}" = "--dry-run" ]; then dry=1; shift; fi
 if [ $# -lt 3 ] || [ "$2" != "--" ]; then

@@ -17,6 +17,12 @@
 # again. --dry-run prints what would start and starts nothing. See docs/many_hosts.md.
 set -uo pipefail
 
+for argument in "$@"; do
+  case "$argument" in
+    *$'\n'* | *$'\r'*) printf 'error: %q: a flag must not hold a line break\n' "$argument" >&2; exit 2 ;;
+  esac
+done
+
 # One process that fails takes the others with it. Since Slurm 22.05 srun may not take over the job's --cpus-per-task.
 command=(srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"}
   python -m ucgm_jax train)

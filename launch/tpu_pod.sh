@@ -8,6 +8,12 @@
 # --dry-run prints the commands and starts nothing. See docs/many_hosts.md.
 set -euo pipefail
 
+for argument in "$@"; do
+  case "$argument" in
+    *$'\n'* | *$'\r'*) printf 'error: %q: a flag must not hold a line break\n' "$argument" >&2; exit 2 ;;
+  esac
+done
+
 dry=""
 if [ "${1:-}" = "--dry-run" ]; then dry=1; shift; fi
 if [ $# -lt 4 ] || [ "$3" != "--" ]; then
@@ -17,8 +23,12 @@ fi
 name="$1" zone="$2"
 shift 3
 flags="$(printf '%q ' "$@")"
+checkout="${UCGM_CHECKOUT:-~/ucgm_jax}" home=""
+if [[ "$checkout" == "~/"* ]]; then home="~/" checkout="${checkout:2}"; fi # which the hosts' shells make their home of
+printf -v checkout '%q' "$checkout"
+printf -v python '%q' "${UCGM_PYTHON:-python3}"
 # --coordinator=auto: JAX asks the TPU's metadata server which hosts there are.
-remote="cd ${UCGM_CHECKOUT:-~/ucgm_jax} && ${UCGM_PYTHON:-python3} -m ucgm_jax train --coordinator=auto ${flags% }"
+remote="cd $home$checkout && $python -m ucgm_jax train --coordinator=auto ${flags% }"
 command=(gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$remote")
 
 if [ -n "$dry" ]; then

@@ -210,7 +210,10 @@ def test_truncated_file(tmp_path):
         (["--from=none.pt", *flags("tit_p2"), "--depth=-2"], "--depth=-2: must be at least 0"),
         (["--from=none.pt", *flags("tit_p2"), "--hidden-size=-8"], "--hidden-size=-8: must be at least 0"),
         (["--from=none.pt", *flags("tit_p2"), "--weights=best"], "--weights: invalid choice"),
-        (["--from=none.pt", *flags("tit_p2"), "--verify=none.npz"], "--verify=none.npz: must be an .npz file"),
+        (
+            ["--from=none.pt", *flags("tit_p2"), "--verify=none.npz"],
+            "--verify=none.npz: no such file; must be an .npz file",
+        ),
         ([*flags("tit_p2")], "--from"),
     ],
 )

@@ -193,3 +193,36 @@ def test_sigusr1_is_passed_on_as_sigterm():
         for number, handler in zip((signal.SIGTERM, signal.SIGUSR1), before, strict=True):
             signal.signal(number, handler)
     assert seen == [signal.SIGTERM]
+
+
+class TestCoordinatorsThatDoNotAnswer:
+    """Each is said in a line at once, and ends with exit code 2 when its time is up."""
+
+    def start(self, *arguments, seconds=2):
+        program = f"""
+import sys
+from ucgm_jax.parallel import hosts
+hosts.START_SECONDS = {seconds}
+from ucgm_jax.commands import main
+sys.exit(main.main(["train", "--config=digits", "--workdir=/nowhere", "--process-count=2", *sys.argv[1:]]))
+"""
+        command = [sys.executable, "-c", program, *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=100, env=os.environ | {"JAX_PLATFORMS": "cpu"}
+        )
+
+    @pytest.mark.parametrize(
+        "coordinator", ["localhost:99999999", "localhost:0", "localhost:65536", "localhost", "a b:80", ":80"]
+    )
+    def test_addresses_that_are_none(self, coordinator):
+        with pytest.raises(UserError, match="coordinator=.*: must be HOST:PORT"):
+            hosts.find(coordinator, 1, 2, {})
+
+    def test_nobody_listens(self):
+        done = self.start(f"--coordinator=localhost:{free_port()}", "--process-index=1")
+        assert done.returncode == 2 and "waiting up to 2 s" in done.stderr
+        assert "error: --coordinator=localhost:" in done.stderr and "does not answer" in done.stderr.splitlines()[-1]
+
+    def test_not_all_processes_come(self):
+        done = self.start(f"--coordinator=localhost:{free_port()}", "--process-index=0", seconds=5)
+        assert done.returncode == 2 and "not all 2 processes came within 5 s" in done.stderr.splitlines()[-1]

@@ -70,7 +70,7 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
         for option in typing.get_args(kind):
             try:
                 return option(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 continue
     elif typing.get_origin(kind) is tuple:
         items = typing.get_args(kind)
@@ -78,7 +78,10 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
             return tuple(_convert(key, one, item) for one, item in zip(value, items, strict=True))
         raise UserError(f"{key}={value!r}: must be {len(items)} values")
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:  # of a whole number that no float comes near
+            raise UserError(f"{key}: must be a number of at most 308 digits") from error
     elif type(value) is kind:
         return value
     raise UserError(f"{key}={value!r}: must be of type {getattr(kind, '__name__', kind)}")

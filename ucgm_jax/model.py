@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from ucgm_jax.checkpoints import reading
 from ucgm_jax.data import latents, statistics
 from ucgm_jax.data_spec import DataSpec
 from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.files.memory import check_room
 from ucgm_jax.method import checks, transports
 from ucgm_jax.networks import names
 from ucgm_jax.networks.names import Network
@@ -222,6 +224,7 @@ class Model:
             if not valid:
                 raise UserError(f"{name}={locals()[name]!r}: must be {allowed}")
         size = batch_size or self.batch_size(len(chosen))
+        self.check_room(len(chosen), size)
         settings = (model.settings.sampler, model.settings.guidance)
         key = (generator.structure(*settings), size, output, trajectory)
         if key not in self._generators:
@@ -230,6 +233,16 @@ class Model:
         x = run(self.parameters, chosen, seed=seed, first_index=first_index, progress=progress)
         x = jax.tree.map(lambda one: np.moveaxis(one, 1, 0), x) if trajectory else x
         return x["images"] if output == "pictures" else x
+
+    def check_room(self, count: int, batch_size: int = 0) -> None:
+        """Refuses so many samples, or so many at once, if they cannot fit into this host's memory.
+
+        Raises:
+          UserError: naming which.
+        """
+        each = 4 * math.prod(self.spec.shape)
+        check_room(f"count={count}", 2 * each * count)  # as they come, and joined
+        check_room(f"batch_size={batch_size}", 4 * each * batch_size)  # noise, estimate, next state, samples
 
     def _labels(self, labels: Any) -> np.ndarray:
         classes = max(self.spec.num_classes, 1)

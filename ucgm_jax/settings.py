@@ -56,8 +56,9 @@ class DataSettings:
 
     def __post_init__(self):
         check(self, max_bad_share=(0 <= self.max_bad_share <= 1, "from 0 to 1"))
-        at_least(self, 0, "size", "channels", "num_classes", "prefetch")
-        at_least(self, 1, "read_threads")
+        at_least(self, 0, "size", "channels", "num_classes", most=2**24)
+        at_least(self, 0, "prefetch", most=2**16)
+        at_least(self, 1, "read_threads", most=2**10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +88,13 @@ class OptimizerSettings:
     decay_steps: int = 0
 
     def __post_init__(self):
-        at_least(self, 0, "weight_decay", "epsilon", "max_gradient_norm", "warmup_steps")
+        at_least(self, 0, "weight_decay", "epsilon", "max_gradient_norm", "warmup_steps", "decay_steps")
         check(
             self,
             learning_rate=(0 < self.learning_rate < math.inf, "above 0"),
             beta1=(0 <= self.beta1 < 1, "in [0, 1)"),
             beta2=(0 <= self.beta2 < 1, "in [0, 1)"),
+            epsilon=(self.epsilon <= 1, "from 0 to 1"),  # far above, every update is 0
             decay_steps=(self.decay_steps == 0 or self.decay_steps > self.warmup_steps, "0 or above warmup_steps"),
         )
 
@@ -139,7 +141,7 @@ class TrainSettings:
     def __post_init__(self):
         at_least(self, 0, "checkpoint_every", "sample_every", "evaluate_every", "profile_from")
         at_least(self, 1, "steps", "batch_size", "gradient_accumulation", "max_bad_steps", "log_every")
-        at_least(self, 1, "evaluate_samples", "keep_checkpoints", "profile_steps")
+        at_least(self, 1, "evaluate_samples", "keep_checkpoints", "profile_steps", most=10**9)
         check(self, ema_decay=(0 <= self.ema_decay < 1, "in [0, 1)"))
 
 
@@ -159,7 +161,7 @@ class EvaluationSettings:
 
     def __post_init__(self):
         at_least(self, 0, "step")
-        at_least(self, 1, "samples")
+        at_least(self, 1, "samples", most=10**9)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,7 @@ def test_the_only_state_dict_of_a_file_is_taken(torch, tmp_path, state, key):
 def test_a_key_names_the_state(torch, tmp_path, state):
     first, second = as_tensors(torch, state), {key: tensor + 1 for key, tensor in as_tensors(torch, state).items()}
     torch.save({"first": first, "outer": {"second": second}, "step": 3}, tmp_path / "w.pt")
-    with pytest.raises(ConversionError, match=r"which state\?; --state-key names one of first, outer"):
+    with pytest.raises(ConversionError, match=r"^state_key: must be given, to name one of first, outer, which"):
         torch_files.read(tmp_path / "w.pt", "TiT")
     assert_same(torch_files.read(tmp_path / "w.pt", "TiT", state_key="first").state, state)
     read = torch_files.read(tmp_path / "w.pt", "TiT", state_key="outer.second").state

@@ -1,5 +1,6 @@
 """A run that is killed and resumed ends with the same bits as one that was not."""
 
+import functools
 import json
 import os
 import pathlib
@@ -12,12 +13,12 @@ import time
 import jax
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 
 from tests.training.small import ANY_STEP, run_of, small_config, train
-from ucgm_jax.checkpoints import reading
+from ucgm_jax.checkpoints import converted, reading
 from ucgm_jax.checkpoints.writing import Checkpoints
+from ucgm_jax.conversion.tables import Record
 from ucgm_jax.errors import UserError
 from ucgm_jax.training import loop
 
@@ -229,11 +230,12 @@ class TestConvertedOptimizer:
         train(small_config(train__steps=2), workdir)
         found = reading.find(workdir)
         state, _ = stored(workdir, 2)
-        for name, moment in (("first", state.optimizer[0].mu), ("second", state.optimizer[0].nu)):
-            with ocp.StandardCheckpointer() as writer:
-                writer.save(found.folder / f"{name}_moment", moment)
-        (found.folder / "conversion.json").write_text(json.dumps({"optimizer_steps": 17}))
-        return found.folder, state
+        moments = {"first_moment": state.optimizer[0].mu, "second_moment": state.optimizer[0].nu}
+        items = {name: functools.partial(jax.tree.map, np.asarray, tree) for name, tree in moments.items()}
+        items["ema"] = lambda: jax.tree.map(np.asarray, state.ema)
+        out, summary = workdir.with_name("converted"), {"optimizer_steps": 17}
+        converted.write(out, items, found.settings, found.spec, Record(), summary)
+        return out, state
 
     @pytest.mark.parametrize("name", ["adamw", "radam"])
     def test_start_with_it(self, folder, name):

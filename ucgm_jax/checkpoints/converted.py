@@ -11,6 +11,7 @@ An autoencoder's weights are the item "autoencoder" instead of "ema": no network
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,11 +22,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ucgm_jax import config
-from ucgm_jax.checkpoints import reading
+from ucgm_jax.checkpoints import fingerprints, reading
 from ucgm_jax.conversion.tables import Parameters, Record, insert, leaves
 from ucgm_jax.data_spec import DataSpec
 from ucgm_jax.errors import UserError
-from ucgm_jax.files import json_files, safetensors
+from ucgm_jax.files import checksums, json_files, safetensors
 from ucgm_jax.files.reading import DamagedFile, conform, one_of
 from ucgm_jax.settings import Settings
 
@@ -63,15 +64,21 @@ def write(
       summary: JSON values to store beside it.
     """
     folder.mkdir(parents=True)
+    prints: dict[str, list[int]] = {}
     for name, make in items.items():
-        write_parameters(folder / name, make())
-    facts = {"config": config.to_json(settings)} | ({"data_spec": spec.to_json()} if spec else {})
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
-        for name, fact in facts.items():
-            writer.save((folder / name).absolute(), args=ocp.args.JsonSave(fact))
+        parameters = make()
+        prints |= fingerprints.of_arrays(name, parameters)
+        write_parameters(folder / name, parameters)
     signature = {key: (buffer.dtype.name, buffer.shape) for key, buffer in record.buffers.items()}
     safetensors.write(folder / BUFFERS, signature, record.buffers.items())
     json_files.write(folder / RECORD, {**summary, "dtypes": record.dtypes})
+    facts = {"config": config.to_json(settings)} | ({"data_spec": spec.to_json()} if spec else {})
+    facts = json.loads(json.dumps(facts))
+    files = {name: checksums.sha256(folder / name) for name in (RECORD, BUFFERS)}
+    facts["fingerprints"] = {"facts": fingerprints.of_facts(facts), "arrays": prints, "files": files}
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
+        for name, fact in facts.items():
+            writer.save((folder / name).absolute(), args=ocp.args.JsonSave(fact))
 
 
 def read_record(folder: pathlib.Path) -> Record:
@@ -81,6 +88,14 @@ def read_record(folder: pathlib.Path) -> Record:
     stored = _record(folder / RECORD, dtypes={str: one_of(*safetensors.CODES)})
     buffers = safetensors.SafetensorsFile(folder / BUFFERS)
     return Record(stored["dtypes"], {key: np.array(buffers[key]) for key in buffers})
+
+
+def _check_files(folder: pathlib.Path) -> None:
+    path = folder / "fingerprints" / "metadata"
+    files = json_files.read(path, "fingerprints", "files")["files"] if path.is_file() else {}  # none of version 0.1
+    for name, digest in files.items():
+        if name not in (RECORD, BUFFERS) or checksums.sha256(folder / name) != digest:
+            raise fingerprints.Damaged(f"{folder}: damaged: {name} is not what was written")
 
 
 def autoencoder_name(folder: str | pathlib.Path) -> str:
@@ -101,39 +116,50 @@ def _record(path: pathlib.Path, **kinds: Any) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class StoredLeaf:
-    """An array on disk, which `np.asarray` reads each time anew."""
+    """An array on disk, which `np.asarray` reads each time anew, and compares with its fingerprint where it has one."""
 
     folder: pathlib.Path
     path: str
     shape: tuple[int, ...]
+    prints: Mapping[str, Any]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         tree: dict = {}
-        insert(tree, self.path, ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32))
-        wanted = ocp.args.PyTreeRestore(jax.tree.map(lambda _: 0, tree), restore_args=tree, partial_restore=True)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            restored = reader.restore(self.folder.absolute(), args=wanted)
-        return np.asarray(next(leaf for _, leaf in leaves(restored)), dtype)
+        insert(tree, self.path, 0)
+        array = next(leaf for _, leaf in leaves(_restore(self.folder, tree, partial_restore=True)))
+        if self.prints:
+            name = f"{self.folder.name}/{self.path}"
+            fingerprints.compare(self.folder.parent, self.prints, {name: fingerprints.fingerprint(array, np).tolist()})
+        return np.asarray(array, dtype)
+
+
+def _restore(folder: pathlib.Path, tree: Parameters, **options: Any) -> Parameters:
+    """The leaves that `tree` names, float32 NumPy arrays."""
+    as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32), tree)
+    wanted = ocp.args.PyTreeRestore(jax.tree.map(lambda _: 0, tree), restore_args=as_arrays, **options)
+    with fingerprints.reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore(folder.absolute(), args=wanted)
 
 
 def stored_parameters(folder: pathlib.Path, abstract: Parameters) -> Parameters:
     """The parameters of one item of a checkpoint, one `StoredLeaf` each.
 
     Raises:
-      UserError: they are not those of the network.
+      UserError: they are not those of the network, or damaged.
     """
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    prints = reading.stored_fingerprints(folder.parent)
+    with fingerprints.reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         reading.check_shapes(folder, reader.metadata(folder.absolute()), abstract)
     parameters: dict = {}
     for path, leaf in leaves(abstract):
-        insert(parameters, path, StoredLeaf(folder, path, tuple(leaf.shape)))
+        insert(parameters, path, StoredLeaf(folder, path, tuple(leaf.shape), prints))
     return parameters
 
 
 def read_parameters(folder: pathlib.Path, abstract: Parameters) -> Parameters:
     """The parameters of one item of a checkpoint, float32 NumPy arrays; errors as in `stored_parameters`."""
     stored_parameters(folder, abstract)
-    as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32), abstract)
-    wanted = ocp.args.PyTreeRestore(jax.tree.map(lambda _: 0, abstract), restore_args=as_arrays)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return reader.restore(folder.absolute(), args=wanted)
+    parameters, prints = _restore(folder, abstract), reading.stored_fingerprints(folder.parent)
+    if prints:
+        fingerprints.compare(folder.parent, prints, fingerprints.of_arrays(folder.name, parameters))
+    return parameters

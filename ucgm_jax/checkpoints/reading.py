@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 
 from ucgm_jax import config
 from ucgm_jax.autoencoders.normalisation import Normalisation
+from ucgm_jax.checkpoints import fingerprints
 from ucgm_jax.conversion.tables import leaves
 from ucgm_jax.data_spec import DataSpec, described
 from ucgm_jax.errors import UserError
@@ -83,16 +84,58 @@ def _spec(folder: pathlib.Path, settings: Settings) -> DataSpec:
         raise UserError(f"{folder}: what its data are cannot be read: {' '.join(str(error).split())}") from error
 
 
+def stored_fingerprints(folder: pathlib.Path) -> dict[str, list[int]]:
+    """The fingerprints of a checkpoint's arrays; none of one that version 0.1 wrote.
+
+    Raises:
+      Damaged: they are missing, or the JSON items beside them are not what was written.
+    """
+    path = folder / "fingerprints" / "metadata"
+    if not path.is_file():
+        if (folder / "data_spec").is_dir():  # of the same version as fingerprints
+            raise fingerprints.Damaged(f"{folder}: damaged: lacks its fingerprints")
+        return {}
+    stored = json_files.read(path, "fingerprints", "facts", "arrays")
+    names = [name for name in ("data", "config", "data_spec") if (folder / name).is_dir()]
+    facts = {name: json_files.read(folder / name / "metadata", f"a checkpoint's {name}") for name in names}
+    if stored["facts"] != fingerprints.of_facts(facts):
+        raise fingerprints.Damaged(f"{folder}: damaged: {', '.join(names)}: not what was written")
+    return stored["arrays"]
+
+
+def position(folder: pathlib.Path) -> int:
+    """The position of the data pipeline that a step keeps."""
+    found = json_files.read(folder / "data" / "metadata", "the position in the data", "position")["position"]
+    if not isinstance(found, int) or found < 0:
+        raise fingerprints.Damaged(f"{folder}: damaged: position={found!r}")
+    return found
+
+
 def read_weights(found: Found, abstract: Tree, shardings: Tree, item: str = "ema") -> Tree:
     """One tree of weights of a checkpoint, placed as `shardings` say.
 
     Raises:
       UserError: its shapes are not those of the network.
+      Damaged: it is not what was written.
     """
+    folder, prints = found.folder, stored_fingerprints(found.folder)
     wanted = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-        check_shapes(found.folder, reader.metadata(found.folder / item), abstract)
-        return reader.restore(found.folder / item, args=ocp.args.StandardRestore(wanted))
+    try:
+        with fingerprints.reading(folder), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            check_shapes(folder, reader.metadata(folder / item), abstract)
+            weights = reader.restore(folder / item, args=ocp.args.StandardRestore(wanted))
+        if prints:
+            fingerprints.compare(folder, prints, fingerprints.of({item: weights}))
+    except fingerprints.Damaged as error:
+        raise fingerprints.Damaged(f"{error}{_older(found)}") from error
+    return weights
+
+
+def _older(found: Found) -> str:
+    """A hint at the step before a damaged one."""
+    beside = [int(path.name) for path in found.folder.parent.iterdir() if path.name.isdecimal() and path.is_dir()]
+    older = [step for step in beside if step < found.step]
+    return f"; the step before it is {found.folder.parent / str(max(older))}" if found.step and older else ""
 
 
 def read_moments(found: Found | None, abstract: Tree, shardings: Tree, optimizer_state: Tree, key: str) -> Tree:

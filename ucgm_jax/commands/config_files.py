@@ -102,6 +102,10 @@ def settings(arguments: list[str]) -> Settings:
             del overrides[place : place + len(parts)]
     if not named or not named[0]:
         raise UserError("config: must be given: the name of a shipped config, or a file; ucgm configs lists the first")
+    for override in overrides:
+        key = override.partition("=")[0].removeprefix("--config.")
+        if "[" in key:
+            raise UserError(f"{key}: a part of a value cannot be set; give the whole of {key.partition('[')[0]}")
     values, start = flags.FlagValues(), load(named[0])
     try:
         held = config_flags.DEFINE_config_dict("config", start, flag_values=values, sys_argv=["ucgm", *overrides])

@@ -229,6 +229,7 @@ def _metrics(
     found, compared = None, {"metrics": names}
     if needs_reference:
         wants = {"statistics": "fid" in names, "features": chosen.needs_features}
+        wants["upright"] = settings.data.exif_orientation
         found = reference.load(path, extractor, **wants, name=chosen.feature)
         is_file = pathlib.Path(path).is_file()
         compared |= {"path": path, "sha256": checksums.sha256(pathlib.Path(path)) if is_file else ""}

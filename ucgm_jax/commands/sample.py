@@ -47,7 +47,7 @@ def run(parser: flags.Parser, arguments: list[str]) -> int:
         raise UserError(f"out={given.out}: must end in .png with several numbers of steps, a row each")
     with user_errors():
         check(given, seed=checks.seed(given.seed))
-        at_least(given, 0, "count", "batch_size")
+        at_least(given, 0, "count", "batch_size", most=2**31)
     from ucgm_jax.parallel import hosts, processes
 
     hosts.start(flags.hosts_of(given))
@@ -70,6 +70,7 @@ def _sample(given: argparse.Namespace) -> None:
     model = model.with_autoencoder(*flags.autoencoder_of(given)).with_sampler(**changes)
     classes = labels.parse(given.labels, model.spec.num_classes)
     count, out = given.count or min(64, 8 * len(classes)), pathlib.Path(given.out)
+    model.check_room(count, given.batch_size)
     chosen = np.resize(np.asarray(classes, np.int32), count)
     decodes = model.spec.kind == "latents" and bool(
         given.autoencoder_weights or given.statistics or out.suffix == ".png"

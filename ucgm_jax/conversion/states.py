@@ -65,8 +65,9 @@ def choose(content: Any, weights: str, state_key: str = "") -> tuple[Mapping[str
         known = list(states)
     if not known:
         allowed = [kind for kind, names in (("ema", EMA), ("model", MODEL)) if states.keys() & set(names)]
-        which = f"weights={weights}: must be one of {', '.join(allowed)} in this file" if allowed else "which state?"
-        raise ConversionError(f"{which}; --state-key names one of {_listed(states)}")
+        if allowed:
+            raise ConversionError(f"weights={weights}: must be one of {', '.join(allowed)} in this file")
+        raise ConversionError(f"state_key: must be given, to name one of {_listed(states)}")
     return states[known[0]], [key for key in entries if key != known[0]]
 
 

@@ -121,7 +121,8 @@ def read(path: str | pathlib.Path, family: str, weights: str = "ema", state_key:
         try:
             tensors, beside = states.choose(content, weights, state_key)
         except ConversionError as error:
-            raise ConversionError(f"{path}: {error}") from error
+            named = str(error).startswith("state_key")
+            raise ConversionError(f"{error}, which {path} holds" if named else f"{path}: {error}") from error
     elif state_key:
         raise ConversionError(f"state_key={state_key}: {path} holds tensors alone, by no other key than their own")
     else:

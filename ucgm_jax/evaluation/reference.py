@@ -52,6 +52,7 @@ def load(
     statistics: bool = True,
     features: bool = False,
     name: str = FEATURE,
+    upright: bool = False,
 ) -> Reference:
     """The reference in a file or folder.
 
@@ -61,13 +62,14 @@ def load(
       statistics: whether mean and covariance are needed (FID).
       features: whether the features themselves are needed (KID, precision and recall).
       name: which of the extractor's features.
+      upright: whether images of a folder are turned as EXIF says.
 
     Raises:
       MetricError: not such a file, something in it does not fit, or it lacks what is asked for.
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        return _from_images(path, folder_batches(path), extractor, statistics, features, name)
+        return _from_images(path, folder_batches(path, upright=upright), extractor, statistics, features, name)
     if not path.is_file():
         raise MetricError(f"reference {path}: no such file or folder")
     try:

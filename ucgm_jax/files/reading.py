@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from ucgm_jax.errors import UserError
+from ucgm_jax.files.memory import host_memory
 
 MAX_DIMENSIONS = 32
 
@@ -28,14 +29,6 @@ class DamagedFile(ValueError):
 def one_line(error: BaseException) -> str:
     """What an error says, in one line; its kind where it says nothing."""
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def host_memory() -> int:
-    """Bytes of memory that this host has; 2**40 where it does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 2**40
 
 
 # --- .npz -------------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class SamplerSettings:
 
     def __post_init__(self):
         rho = self.stochasticity_ratio
-        at_least(self, 1, "steps")
+        at_least(self, 1, "steps", most=10**6)
         at_least(self, 0, "extrapolation_ratio")
         gaps = all(gap >= 0 for gap in self.gaps) and sum(self.gaps) < 1
         check(

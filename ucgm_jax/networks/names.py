@@ -59,8 +59,9 @@ class NetworkSettings:
     attention: str = "auto"
 
     def __post_init__(self):
-        at_least(self, 0, "hidden_size", "depth", "num_heads", "encoder_depth")
-        at_least(self, 1, "unroll")
+        at_least(self, 0, "hidden_size", most=2**20)
+        at_least(self, 0, "depth", "num_heads", "encoder_depth", most=2**14)
+        at_least(self, 1, "unroll", most=2**14)
         check(
             self,
             target_time=one_of(self.target_time, two_times.TARGET_TIMES),

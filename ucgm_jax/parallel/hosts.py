@@ -13,20 +13,28 @@ an address of process 0. Where it is, how many processes there are and which of 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import os
 import re
 import signal
+import socket
+import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ucgm_jax.errors import UserError
 from ucgm_jax.parallel.meshes import MeshSettings, check_batch
 
+LOG = logging.getLogger("ucgm_jax")
 PORT = 8476
 # A host that says nothing for this long is taken for dead, and the others stop with an error.
 HEARTBEAT_SECONDS = 60
+# How long the processes wait for one another to start.
+START_SECONDS = 300
 # How long a host that is done waits for the others to be done as well.
 SHUTDOWN_SECONDS = 60
 
@@ -82,7 +90,9 @@ def find(
         raise UserError(
             f"process_index={found.index}: must be from 0 to {found.count - 1}, one less than there are processes"
         )
-    if found.count > 1 and not re.fullmatch(r".+:\d+", found.coordinator):
+    port = found.coordinator.rpartition(":")[2]
+    valid = re.fullmatch(r"[^:\s]+:\d{1,5}|\[[\da-fA-F:.]+\]:\d{1,5}", found.coordinator) and 0 < int(port) < 2**16
+    if found.count > 1 and not valid:
         raise UserError(f"coordinator={found.coordinator}: must be HOST:PORT of process 0, for {found.count} processes")
     return found if found.count > 1 else Hosts()
 
@@ -102,14 +112,65 @@ def start(hosts: Hosts) -> None:
     if hosts.coordinator == "auto":
         jax.distributed.initialize(**limits)
         return
-    jax.distributed.initialize(
-        hosts.coordinator,
-        hosts.count,
-        hosts.index,
-        local_device_ids=hosts.local_devices,
-        cluster_detection_method="deactivate",
-        **limits,
+    with _waiting(hosts):
+        jax.distributed.initialize(
+            hosts.coordinator,
+            hosts.count,
+            hosts.index,
+            local_device_ids=hosts.local_devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=START_SECONDS + 60,  # after `_waiting` has given up
+            **limits,
+        )
+
+
+@contextlib.contextmanager
+def _waiting(hosts: Hosts) -> Iterator[None]:
+    """Says whom this process waits for, and ends the wait in a line after START_SECONDS.
+
+    Where somebody listens but not all processes come, JAX's client would abort the process; it ends with exit code 2
+    before that.
+
+    Raises:
+      UserError: the coordinator's name is unknown, or nobody listens there.
+    """
+    host, _, port = hosts.coordinator.rpartition(":")
+    end = time.monotonic() + START_SECONDS
+    LOG.warning("%s: waiting up to %d s", hosts.describe(), START_SECONDS)
+    watch = threading.Timer(START_SECONDS, _give_up, [hosts])
+    try:
+        address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        while hosts.index:  # process 0 is who listens
+            try:
+                with socket.socket(*address[:3]) as probe:
+                    probe.settimeout(max(1.0, min(10.0, end - time.monotonic())))
+                    probe.connect(address[4])
+                break
+            except OSError as error:
+                if time.monotonic() >= end:
+                    raise UserError(
+                        f"coordinator={hosts.coordinator}: does not answer: {error.strerror or error}"
+                    ) from error
+                time.sleep(1)
+        watch.daemon = True
+        watch.start()
+        yield
+    except socket.gaierror as error:
+        raise UserError(f"coordinator={hosts.coordinator}: unknown host: {error.strerror}") from error
+    except RuntimeError as error:  # of JAX: too few processes came, or the port is taken
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"coordinator={hosts.coordinator}: the processes did not find one another: {reason}") from error
+    finally:
+        watch.cancel()
+
+
+def _give_up(hosts: Hosts) -> None:
+    print(
+        f"error: coordinator={hosts.coordinator}: not all {hosts.count} processes came within {START_SECONDS} s",
+        file=sys.stderr,
+        flush=True,
     )
+    os._exit(2)
 
 
 def plan(hosts: Hosts, mesh: MeshSettings, batch_size: int, microbatches: int) -> str:

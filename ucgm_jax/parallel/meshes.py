@@ -102,3 +102,9 @@ def check_batch(batch_size: int, parts: int, key: str = "train.batch_size", micr
         )
     if batch_size % parts:
         raise UserError(f"{key}={batch_size}: must be a multiple of mesh data x fsdp = {parts}")
+
+
+def device_memory(mesh: Mesh) -> int | None:
+    """Bytes of memory of a device of this host; None where it has none of its own, as on CPUs."""
+    statistics = mesh.local_devices[0].memory_stats() or {}
+    return statistics.get("bytes_limit")

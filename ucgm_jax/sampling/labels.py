@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ucgm_jax.errors import UserError
+from ucgm_jax.files.memory import check_room
 
 
 def balanced_labels(count: int, num_classes: int) -> np.ndarray:
@@ -30,6 +31,7 @@ def choose_labels(rule: str, count: int, num_classes: int, seed: int) -> np.ndar
     """
     if rule not in LABEL_RULES:
         raise UserError(f"labels={rule}: must be one of {', '.join(LABEL_RULES)}")
+    check_room(f"samples={count}", 8 * count)
     num_classes = max(num_classes, 1)
     if rule == "random":
         return np.random.default_rng((seed, num_classes)).integers(0, num_classes, count).astype(np.int32)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ucgm_jax.checkpoints.fingerprints import Damaged
 from ucgm_jax.checkpoints.writing import Checkpoints
 from ucgm_jax.data import pipeline
 from ucgm_jax.errors import RunError
@@ -61,18 +62,40 @@ def train(run: Run, workdir: str | pathlib.Path, periodic: Sequence[Periodic] = 
     begun = processes.agree("begun" if (workdir / "checkpoints").is_dir() else "")
     state, position = None if begun else run.start(), 0
     LOG.info(run.describe())
-    work_folder.begin(workdir, settings)
-    saved = Checkpoints(workdir, settings.train.keep_checkpoints)
-    latest = saved.latest_step()
-    if latest is not None:
-        state, position = run.resume(saved, latest)
-        LOG.info("resumed from step %d", latest)
-    elif state is None:
-        state = run.start()
-    assert state is not None
-    loop = _Loop(run, workdir, saved, latest or 0)
-    with contextlib.closing(saved), contextlib.closing(loop), processes.Preemption().watch() as preemption:
-        return loop.steps(state, position, periodic, preemption)
+    with work_folder.claimed(workdir):
+        work_folder.check(workdir, settings)  # again: another run may have begun it meanwhile
+        work_folder.begin(workdir, settings)
+        with contextlib.closing(Checkpoints(workdir, settings.train.keep_checkpoints)) as saved:
+            resumed = _newest(run, saved)
+            first, state, position = resumed or (0, state or run.start(), 0)
+            if resumed:
+                LOG.info("resumed from step %d", first)
+            loop = _Loop(run, workdir, saved, first)
+            with contextlib.closing(loop), processes.Preemption().watch() as preemption:
+                return loop.steps(state, position, periodic, preemption)
+
+
+def _newest(run: Run, saved: Checkpoints) -> tuple[int, TrainState, int] | None:
+    """Step, state and position of the newest whole checkpoint; None where there is no checkpoint at all.
+
+    Raises:
+      Damaged: there are some, and none is whole.
+    """
+    steps = saved.steps()
+    for step in steps:
+        problem, state, position = "", None, 0
+        try:
+            state, position = run.resume(saved, step)
+        except Damaged as error:
+            problem = str(error)
+        if all(processes.gather(np.asarray([problem == ""], np.int32))):
+            assert state is not None
+            return step, state, position
+        LOG.warning("%s; set aside", problem or f"step {step} is damaged")
+        if step == steps[-1]:
+            raise Damaged(problem or f"step {step}: damaged")
+        saved.set_aside(step)
+    return None
 
 
 class _Loop:
@@ -103,8 +126,7 @@ class _Loop:
                 self._write(number, metrics)
             if stops or is_last or (train.checkpoint_every and number % train.checkpoint_every == 0):
                 with self._speed.paused(metrics):
-                    position = number * train.batch_size
-                    self._saved.save(number, state.items(), position, self._run.settings, self._run.source.spec)
+                    self._save(number, state, stops or is_last)
             if stops and not is_last:
                 raise processes.Preempted(f"preempted: step {number} is saved; the same command goes on from there")
             for every, action in periodic:
@@ -114,6 +136,20 @@ class _Loop:
                     if figures:
                         self._writer.write(number, figures)
         return state
+
+    def _save(self, number: int, state: TrainState, is_last: bool) -> None:
+        """Saves a step, unless something of it is not finite: such a one never takes the place of a good one.
+
+        Raises:
+          BadSteps: it is the last one.
+        """
+        run = self._run
+        position = number * run.settings.train.batch_size
+        problem = self._saved.save(number, state.items(), position, run.settings, run.source.spec)
+        if problem and is_last:
+            raise BadSteps(f"step {number} is not saved: {problem}; the checkpoints before are whole")
+        if problem:
+            LOG.warning("step %d is not saved: %s", number, problem)
 
     def _write(self, number: int, metrics: dict[str, jax.Array]) -> None:
         """Fetches and writes the metrics of a step, and checks that all is going well."""

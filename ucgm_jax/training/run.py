@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from ucgm_jax.checkpoints.reading import Found
 from ucgm_jax.checkpoints.writing import Checkpoints
 from ucgm_jax.data.sources import Source
 from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.files.memory import check_room
 from ucgm_jax.model import Model
 from ucgm_jax.networks import one_time
 from ucgm_jax.parallel import meshes, sharding
@@ -56,6 +58,22 @@ class Run:
         self.optimizer = optimizers.build(settings.optimizer)
         self.abstract = state_module.abstract(self.model.architecture, self.optimizer, settings.trained_objective)
         self.shardings = state_module.shardings(self.abstract, self.optimizer, mesh)
+
+        self._check_room()
+
+    def _check_room(self) -> None:
+        """Refuses a network or a batch that cannot fit, before anything of it is made."""
+        shape, train = self.source.spec.shape, self.settings.train
+        here = len(self.model.mesh.local_devices)
+        rows = train.batch_size // jax.process_count()
+        batches = 4 * rows * math.prod(shape) * max(self.settings.data.prefetch, 2)
+        check_room(f"train.batch_size={train.batch_size}, data.prefetch={self.settings.data.prefetch}", batches)
+        size, limit = sum(self.bytes_per_device.values()), meshes.device_memory(self.model.mesh)
+        name = self.model.architecture.name
+        if limit is None:  # devices that share the host's memory
+            check_room(f"network.name={name!r}, its training state", size * here)
+        else:
+            check_room(f"network.name={name!r}, its training state", size, limit, "a device")
 
     def _find(self, key: str) -> Found | None:
         folder = getattr(self.settings.train, key)
