@@ -68,7 +68,6 @@ class SamplerSettings:
             schedule=(all(0 < one < np.inf for one in self.schedule), "three numbers above 0"),
             gaps=(gaps, "two numbers of at least 0 with a sum below 1"),
         )
-
         styles.check_style(self)
 
     @property
@@ -136,11 +135,8 @@ def coefficients(settings: SamplerSettings, transport: Transport) -> Coefficient
     t = sampling_times(settings.points, settings.schedule, settings.gaps, transport.noise_time)
     next_t = np.append(t[1:], 0.0)  # the input composed after the last step is never used
     alpha, gamma, denominator = transport.alpha(t), transport.gamma(t), transport.denominator(t)
-    next_alpha, next_gamma, next_denominator = (
-        transport.alpha(next_t),
-        transport.gamma(next_t),
-        transport.denominator(next_t),
-    )
+    next_alpha, next_gamma = transport.alpha(next_t), transport.gamma(next_t)
+    next_denominator = transport.denominator(next_t)
     last = np.arange(len(t)) == len(t) - 1
     with np.errstate(divide="ignore", invalid="ignore"):
         if settings.stochasticity_ratio == "auto":

@@ -39,7 +39,7 @@ class NetworkSettings:
       hidden_size, depth, num_heads: 0, or a transformer's value instead of the one that goes with its name. Of a U-Net,
         hidden_size is the channels that the levels' multipliers are applied to, depth the encoder's blocks per level.
       encoder_depth: 0, or how many of DDT's blocks encode instead of 22 / 28 of them.
-      target_time: "none", or how a second time enters: "added" or "exact"; see `networks.two_times`.
+      target_time: "none", or how a second time enters: "added" or "exact" (`two_times`).
       compute_dtype: "float32" or "bfloat16", of matrix products; parameters stay float32.
       remat: what the backward pass keeps of each block: "none" (all), "dots" (matrix products), "full" (nothing).
       unroll: blocks that are compiled per iteration of the loop over blocks; a small network on a CPU runs several
@@ -121,10 +121,9 @@ class Network(Functional):
         dropout_keys: jax.Array | None = None,
         r: jax.Array | None = None,
     ) -> jax.Array:
-        """F(x, t, r, labels) for x (B, H, W, C), t and r (B,), labels (B,) int.
+        """F(x, t, r, labels) for x (B, H, W, C), t and r (B,), labels (B,) int; without r, F(x, t, t, labels).
 
-        Dropout only where keys (B,) are given. Without r, and for a network of one time, as for r = t.
-        """
+        Dropout only where keys (B,) are given. A network of one time ignores r."""
         r = r if self.has_target_time else None
         if self.placement is not None:
             stacked = {name: parameters[name] for name in self.stacks}
@@ -135,7 +134,7 @@ class Network(Functional):
         module = self.module(parameters)
         with placing(self.placement):
             keys = (dropout_keys,) if self.dropout else ()
-            return module(x, t, labels, *keys) if r is None else module(x, t, labels, *keys, r=r)
+            return module(x, t, labels, *keys, **({} if r is None else {"r": r}))
 
     def bind(self, parameters: Parameters, dropout_keys: jax.Array | None = None) -> Callable:
         """The network callable (x, t, labels) -> F of these parameters."""
