@@ -46,5 +46,5 @@ def converted(lines: list[str]) -> list[str]:
 def process(app, what, name, obj, options, lines: list[str]) -> None:
     """Sphinx's event "autodoc-process-docstring"; runs before napoleon."""
     lines[:] = converted(textwrap.dedent("\n".join(lines)).split("\n"))
-    if what == "property":  # of a first line "text: more text" napoleon would make a type and its description
-        lines.insert(0, "")
+    if what == "property":  # napoleon takes "text: more text" in the first line for a type; ".." is an empty comment
+        lines[:0] = ["..", ""]

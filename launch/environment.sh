@@ -5,21 +5,40 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# What the project imports, beside JAX's own needs. tensorflow_datasets is for data sets of images alone.
+UCGM_MODULES="jax flax optax orbax.checkpoint ml_collections clu grain safetensors sklearn PIL tensorboardX flatbuffers"
+
+ucgm_missing() { # python modules...: prints those of the modules that this interpreter does not find
+  "$1" - "${@:2}" <<'PYTHON'
+import importlib.util, sys
+def found(name):
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+print(*[name for name in sys.argv[1:] if not found(name)])
+PYTHON
+}
+
+ucgm_python() { # prints the interpreter that environments are made with
+  local candidate
+  for candidate in ${UCGM_PYTHON:-python3.12 python3.11 python3.13 python3}; do
+    if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: UCGM_PYTHON: must name a Python of version 3.11 or newer; none was found" >&2
+  exit 2
+}
+
+ucgm_enter() { # folder
+  PATH="$(cd "$1" && pwd)/bin:$PATH"
+  export PATH
+}
+
 ucgm_environment() { # extras
-  local extras="$1" folder="${UCGM_VENV:-.venv}" python="${UCGM_PYTHON:-}"
-  if [ -z "$python" ]; then
-    for candidate in python3.12 python3.11 python3.13 python3; do
-      if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-        python="$candidate"
-        break
-      fi
-    done
-  fi
-  if [ -z "$python" ]; then
-    echo "error: UCGM_PYTHON: must name a Python of version 3.11 or newer; none was found" >&2
-    exit 2
-  fi
-  ucgm_foreign=""
+  local extras="$1" folder="${UCGM_VENV:-.venv}" python requirements missing
   if [ -e "$folder/stamp" ]; then
     # The first line of ours is a checksum, or says that the environment was never finished.
     if [ ! -f "$folder/pyvenv.cfg" ] || ! head -n 1 "$folder/stamp" | grep -qxE '[0-9]+ [0-9]+|unfinished'; then
@@ -27,17 +46,21 @@ ucgm_environment() { # extras
       exit 2
     fi
   elif [ -f "$folder/pyvenv.cfg" ] && [ -x "$folder/bin/python" ]; then
+    missing="$(ucgm_missing "$folder/bin/python" $UCGM_MODULES)"
+    if [ -n "$missing" ]; then
+      echo "error: UCGM_VENV=$folder: was not made here and lacks $missing; it is left as it is" >&2
+      exit 2
+    fi
     echo "using the environment $folder as it is" >&2
-    ucgm_foreign=1
-    ucgm_path "$folder"
+    ucgm_enter "$folder"
     return
   elif [ -e "$folder" ] && { [ ! -d "$folder" ] || [ -n "$(ls -A "$folder")" ]; }; then
     echo "error: UCGM_VENV=$folder: is there and no Python environment; name another folder or remove it" >&2
     exit 2
   fi
+  python="$(ucgm_python)"
   # Made anew when the project's metadata change, which stand before the settings of tools; extras are added as they
   # are asked for.
-  local requirements
   requirements="$(sed '/^\[tool/,$d' pyproject.toml | cksum)"
   if [ ! -f "$folder/stamp" ] || [ "$(head -n 1 "$folder/stamp")" != "$requirements" ]; then
     echo "installing into $folder with $($python --version)"
@@ -51,10 +74,39 @@ ucgm_environment() { # extras
     "$folder/bin/pip" install --quiet --editable ".[$extras]"
     echo "$extras" >>"$folder/stamp"
   fi
-  ucgm_path "$folder"
+  ucgm_enter "$folder"
 }
 
-ucgm_path() { # folder of an environment, whose programs come first from now on
-  PATH="$(cd "$1/bin" && pwd):$PATH"
-  export PATH
+# For machines whose image has JAX for its GPU. Uses the environment that it is started in where that has everything,
+# and installs nothing there. Where something is missing and UCGM_WHEELS names a folder of wheels (launch/wheels.sh
+# fills one), makes an environment on top of it from those, without a network; else the project's own.
+ucgm_environment_of_the_image() { # extras
+  local extras="$1" folder="${UCGM_VENV:-.venv-wheels}" python="${UCGM_PYTHON:-python3}" missing
+  if [ -z "${UCGM_VENV:-}" ] && command -v "$python" >/dev/null; then
+    missing="$(ucgm_missing "$python" $UCGM_MODULES pytest)"
+    if [ -z "$missing" ]; then
+      UCGM_FOUND="$(command -v "$python")"
+      echo "using $UCGM_FOUND"
+      python() { "$UCGM_FOUND" "$@"; } # an image may have python3 alone
+      return
+    fi
+    echo "$(command -v "$python") lacks $missing"
+  fi
+  if [ -z "${UCGM_WHEELS:-}" ]; then
+    ucgm_environment "$extras"
+    return
+  fi
+  if [ ! -f "$folder/stamp" ]; then
+    if [ -e "$folder" ]; then
+      echo "error: UCGM_VENV=$folder: must be a folder that is not there yet; it was not made here" >&2
+      exit 2
+    fi
+    "$python" -m venv --system-site-packages "$folder"
+    # Only what the image lacks: its own versions go with its GPU. UCGM_WHEELS has all that those need.
+    for wheel in "$UCGM_WHEELS"/*.whl; do
+      "$folder/bin/pip" install --quiet --no-index --no-deps --upgrade-strategy=only-if-needed "$wheel"
+    done
+    touch "$folder/stamp"
+  fi
+  ucgm_enter "$folder"
 }

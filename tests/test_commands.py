@@ -40,7 +40,10 @@ CONFIG = "--config=configs/digits.py"
         ([CONFIG, "--config.transport=Linaer"], "transport='Linaer': must be one of Linear, ReLinear, TrigFlow"),
         ([CONFIG, "--config.network.name=TiT-XXL/3"], "network.name='TiT-XXL/3': must be"),
         ([CONFIG, "--config.network.hidden_size=66"], "network.hidden_size=66: must be a multiple of"),
-        ([CONFIG, "--config.network.remat=some"], "network.remat='some': must be one of none, full, dots"),
+        (
+            [CONFIG, "--config.network.remat=some"],
+            "network.remat='some': must be one of auto, none, prod",
+        ),
         ([CONFIG, "--config.optimizer.name=sgd"], "optimizer.name='sgd': must be one of adam"),
         ([CONFIG, "--config.data.name=cats"], "data.name='cats': must be one of digits"),
         ([CONFIG, "--config.data.size=16"], "data.size=16: digits has 8"),
@@ -97,6 +100,11 @@ def test_work_folder_must_be_given(monkeypatch, capsys):
         (["--checkpoint={workdir}", "--guidance-scale=nan"], "--guidance-scale=nan: must be finite"),
         (["--checkpoint={workdir}", "--guidance-interval=0.9,0.1"], r"--guidance-interval=\(0.9, 0.1\): must be two"),
         (["--checkpoint={workdir}", "--extrapolation-ratio=nan"], "--extrapolation-ratio=nan: must be at least 0"),
+        (
+            ["--checkpoint={workdir}", "--extrapolation-ratio=high"],
+            "--extrapolation-ratio='?high'?: must be .* second_order",
+        ),
+        (["--checkpoint={workdir}", "--stochasticity-ratio=often"], "--stochasticity-ratio='?often'?: must be in"),
         (
             ["--checkpoint={workdir}", "--out={workdir}/config.json/x.npz"],
             "--out=.*/x.npz: (Not a dir|File exists)",

@@ -24,12 +24,11 @@ REFUSED = {
         ("optimizer.weight_decay", NAN),
         ("optimizer.epsilon", INF),
         ("optimizer.max_gradient_norm", NAN),
-        ("sampler.extrapolation_ratio", NAN),
+        ("network.unroll", -1),
         ("train.checkpoint_every", -1),
         ("evaluation.step", -1),
     ],
     "at least 1": [
-        ("network.unroll", 0),
         ("data.read_threads", -3),
         ("train.steps", 0),
         ("evaluation.samples", 0),
@@ -52,6 +51,10 @@ REFUSED = {
         for value in ((1.0, NAN, 1.0), (1.0, 1.0, INF), (0.0, 1.0, 1.0))
     ],
     "two numbers of at least 0 with a sum below 1": [("sampler.gaps", v) for v in ((0.1, NAN), (NAN, 0.1), (0.5, 0.5))],
+    "at least 0, or second_order or third_order": [
+        ("sampler.extrapolation_ratio", value) for value in (NAN, INF, -0.1, "fourth_order")
+    ],
+    "one of time, log_snr, noise_to_signal": [("sampler.extrapolation_variable", "sigma")],
     'in [0, 1], or "auto"': [("sampler.stochasticity_ratio", value) for value in (NAN, 2.0, "often")],
 }  # fmt: skip
 

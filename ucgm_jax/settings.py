@@ -12,11 +12,12 @@ import math
 from ucgm_jax.autoencoders.published import AutoencoderSettings
 from ucgm_jax.method import checks
 from ucgm_jax.method.any_step import AnyStepSettings
-from ucgm_jax.method.checks import at_least, check
+from ucgm_jax.method.checks import at_least, check, one_of
 from ucgm_jax.method.guidance import GuidanceSettings
 from ucgm_jax.method.objective import ObjectiveSettings
 from ucgm_jax.method.sampler import SamplerSettings
 from ucgm_jax.networks.names import NetworkSettings
+from ucgm_jax.parallel import presets
 from ucgm_jax.parallel.meshes import MeshSettings
 
 
@@ -118,6 +119,7 @@ class TrainSettings:
       evaluate_every: steps between evaluations in pixel space, of the small built-in sets alone; 0 means never.
       evaluate_samples: how many samples each evaluation makes.
       keep_checkpoints: how many checkpoints to keep, the newest.
+      compiler: a named set of options of the compiler for the training step; see `parallel.presets`.
       profile_from, profile_steps: profile so many steps from that one on, on all processes; profile_from 0 for none.
     """
 
@@ -135,6 +137,7 @@ class TrainSettings:
     evaluate_every: int = 0
     evaluate_samples: int = 1000
     keep_checkpoints: int = 3
+    compiler: str = "none"
     profile_from: int = 0
     profile_steps: int = 5
 
@@ -142,7 +145,7 @@ class TrainSettings:
         at_least(self, 0, "checkpoint_every", "sample_every", "evaluate_every", "profile_from")
         at_least(self, 1, "steps", "batch_size", "gradient_accumulation", "max_bad_steps", "log_every")
         at_least(self, 1, "evaluate_samples", "keep_checkpoints", "profile_steps", most=10**9)
-        check(self, ema_decay=(0 <= self.ema_decay < 1, "in [0, 1)"))
+        check(self, ema_decay=(0 <= self.ema_decay < 1, "in [0, 1)"), compiler=one_of(self.compiler, presets.NAMES))
 
 
 @dataclasses.dataclass(frozen=True)

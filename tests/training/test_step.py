@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -89,12 +90,17 @@ class Noisy(nnx.Module):
     def __init__(self, rngs):
         self.linear = nnx.Linear(8, 8, rngs=rngs)
 
-    def __call__(self, x, t, labels, dropout_keys=None):
+    def __call__(self, x, t, labels, dropout_keys=None, placement=None):
         return convolutions.dropout(self.linear(x), 0.5, dropout_keys)
 
 
+ONE_TIME = types.SimpleNamespace(target_time="none")
+
+
 def test_dropout_does_not_depend_on_the_mesh_nor_on_microbatches():
-    network = names.Network(Noisy, name="noisy", shape=(8, 8, 8), num_classes=10, family="", options=None, dropout=True)
+    network = names.Network(
+        Noisy, name="noisy", shape=(8, 8, 8), num_classes=10, family="", options=ONE_TIME, dropout=True
+    )
     mesh = meshes.make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
     parameters = network.init(jax.random.key(0))
     settings = config_module.build(small_config(objective__target_decay=0.0))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ucgm_jax.networks.layers import attend
+from ucgm_jax.networks.attention import attend
 
 Array = jax.Array
 

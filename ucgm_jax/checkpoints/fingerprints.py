@@ -1,8 +1,8 @@
 """Fingerprints of arrays: whether what is read is what was written, on whatever mesh either happened.
 
 An array's fingerprint is two sums, modulo 2^32, of its words (its entries' bits) times odd numbers that depend on
-their places. One changed bit changes a word by a power of two, which an odd factor does not make a multiple of 2^32;
-any other change goes unnoticed once in 2^62. Integers add up the same in any order, so that every device sums its own part.
+their places. One changed bit changes a word by a power of two, which an odd factor never makes a multiple of 2^32;
+any other change goes unnoticed once in 2^62. Integers add up the same in any order: every device sums its own part.
 """
 
 from __future__ import annotations

@@ -56,9 +56,12 @@ def numbers(count: int) -> Callable[[str], tuple[float, ...]]:
     return parse
 
 
-def number_or(word: str) -> Callable[[str], float | str]:
-    """The type of a flag that is a number or a word."""
-    return lambda text: text if text == word else float(text)
+def number_or_rule(text: str) -> float | str:
+    """The type of a flag that is a number, or the name of a rule, which the settings know."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def add_hosts(result: Parser) -> None:
@@ -76,8 +79,8 @@ def hosts_of(given: argparse.Namespace) -> Hosts:
     return hosts.find(given.coordinator, given.process_index, given.process_count)
 
 
-SAMPLER = ("steps", "order", "extrapolation_ratio", "stochasticity_ratio", "schedule", "gaps", "style", "renoise_ratio",
-           "guidance_scale", "guidance_interval")  # fmt: skip
+SAMPLER = ("steps", "order", "extrapolation_ratio", "extrapolation_variable", "stochasticity_ratio", "schedule", "gaps",
+           "style", "renoise_ratio", "guidance_scale", "guidance_interval")  # fmt: skip
 
 
 def whole_numbers(text: str) -> int | tuple[int, ...]:
@@ -94,8 +97,9 @@ def add_sampler(result: Parser, several_steps: bool = False) -> None:
     add = result.add_argument_group("sampler; what is not given is as the model's config has it").add_argument
     add("--steps", type=whole_numbers if several_steps else int)
     add("--order", type=int)
-    add("--extrapolation-ratio", type=float)
-    add("--stochasticity-ratio", type=number_or("auto"))
+    add("--extrapolation-ratio", type=number_or_rule)
+    add("--extrapolation-variable", help="of a rule: time, log_snr or noise_to_signal")
+    add("--stochasticity-ratio", type=number_or_rule)
     add("--schedule", type=numbers(3), help="a,b,c")
     add("--gaps", type=numbers(2), help="start,end")
     add("--style", help="solver, or of a network of two times: any or few")

@@ -83,9 +83,10 @@ def _network(settings: Settings) -> dict:
 
 def _line(result: dict) -> str:
     mesh = " x ".join(str(size) for size in result["mesh"].values())
-    start = f"mesh {mesh:14} batch {result['batch_size']:6} remat {result['remat']:5}"
+    start = f"mesh {mesh:14} batch {result['batch_size']:6} remat {result['remat']:8} unroll {result['unroll']:2}"
     if not result["fits"]:
         return f"{start} does not fit"
     seconds = result["estimate_seconds"]
-    speed = f"{1e3 * seconds['in_turn']:8.1f} ms, MFU {seconds['mfu_in_turn']:.0%}"
-    return f"{start} {result['free_share']:4.0%} free, {speed}"
+    of_program = result["program_seconds"] or {"total": seconds["in_turn"], "mfu": seconds["mfu_in_turn"]}
+    speed = f"{1e3 * of_program['total']:8.1f} ms, MFU {of_program['mfu']:.0%}"
+    return f"{start} {result['free_share']:4.0%} free, {speed}, compiled in {result['compile_seconds']:.0f} s"

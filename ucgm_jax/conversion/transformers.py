@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ucgm_jax.conversion.tables import COPY, FLATTENED, LINEAR, Computed, Rule, Table, linear, patch_bias, patches
-from ucgm_jax.networks import layers
+from ucgm_jax.networks import embeddings, rotary
 from ucgm_jax.networks.transformer import TransformerSettings
 
 
@@ -47,7 +47,7 @@ def diffusion_transformer(settings: TransformerSettings) -> Table:
         Rule("x_embedder.proj.bias", "patch_embedding/bias"),
         Computed(
             "pos_embed",
-            lambda: layers.sincos_position_table(settings.grid, settings.hidden_size)[None],
+            lambda: embeddings.sincos_position_table(settings.grid, settings.hidden_size)[None],
             is_parameter=True,
         ),
     ]
@@ -55,7 +55,7 @@ def diffusion_transformer(settings: TransformerSettings) -> Table:
     if settings.num_classes >= 2:
         table.append(Rule("y_embedder.embedding_table.weight", "label_embedding/embedding"))
     if settings.rotary != "none":
-        angles = layers.rotary_angles(settings.grid, settings.hidden_size // settings.num_heads)
+        angles = rotary.rotary_angles(settings.grid, settings.hidden_size // settings.num_heads)
         table.append(Computed("feat_rope.freqs_cos", lambda: np.repeat(np.cos(angles), 2, axis=1)))
         table.append(Computed("feat_rope.freqs_sin", lambda: np.repeat(np.sin(angles), 2, axis=1)))
     blocks = range(settings.depth)

@@ -185,7 +185,7 @@ class _Shard:
 
 
 class ArrayRecordLatents(_Latents):
-    """ArrayRecord shards that `ucgm_jax.commands.encode` wrote; the manifest gives their shape.
+    """ArrayRecord shards that `ucgm encode` wrote; the manifest gives their shape.
 
     Raises:
       UserError: a shard is corrupted or truncated, or labels lie outside the classes.
@@ -233,7 +233,7 @@ def open_folder(
     statistics_path: str = "",
     verify_checksums: bool = False,
 ) -> _Latents:
-    """The data set of a folder that `ucgm_jax.commands.encode` or the published code prepared.
+    """The data set of a folder that `ucgm encode` or the published code prepared.
 
     Args:
       folder: of the shards.

@@ -114,7 +114,7 @@ def swiss_roll(count: int = 10_000) -> ArraySource:
 
 
 def _latents(settings: DataSettings) -> Source:
-    """A folder of latents, from `ucgm_jax.commands.encode` or the published code."""
+    """A folder of latents, from `ucgm encode` or the published code."""
     from ucgm_jax.data import latents
 
     return latents.open_folder(

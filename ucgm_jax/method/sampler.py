@@ -11,7 +11,8 @@ Order 2 evaluates the network once more, at (x', t'), and replaces the step by o
 
     x'     = x gamma(t') / gamma(t) + (alpha(t') - gamma(t') alpha(t) / gamma(t)) (z_hat + z_hat') / 2
 
-kappa = rho = 0 is the plain Euler (order 1) or Heun (order 2) solver of the probability-flow ODE.
+kappa = rho = 0 is the plain Euler (order 1) or Heun (order 2) solver of the probability-flow ODE. `extrapolation` has
+rules of second and third order, at one call a step, by which kappa follows from the times.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ucgm_jax.method import styles
-from ucgm_jax.method.checks import at_least, check
+from ucgm_jax.method import extrapolation, styles
+from ucgm_jax.method.checks import at_least, check, one_of
 from ucgm_jax.method.prediction import Prediction
 from ucgm_jax.method.times import sampling_times
 from ucgm_jax.method.transports import Array, Transport
@@ -38,7 +39,9 @@ class SamplerSettings:
     Attributes:
       steps: [N, sampling_steps] at least 1. With order 2 the grid has (N + 1) // 2 points.
       order: [nu, sampling_order] 1 or 2.
-      extrapolation_ratio: [kappa, extrapol_ratio] at least 0; 0.2 to 0.6 suit multi-step models.
+      extrapolation_ratio: [kappa, extrapol_ratio] at least 0; 0.2 to 0.6 suit multi-step models. Or, with order 1,
+        "second_order" or "third_order": the ratio of each step from its times, see `extrapolation`.
+      extrapolation_variable: what such a rule measures steps in: "time", "log_snr" or "noise_to_signal".
       stochasticity_ratio: [rho, stochast_ratio] in [0, 1], or "auto" for clip(2 |t' - t| alpha(t) / alpha(t')^2, 0, 1)
         at each step.
       schedule: [a, b, c, time_dist_ctrl] Kumaraswamy parameters, above 0; (1, 1, 1) is uniform.
@@ -49,7 +52,8 @@ class SamplerSettings:
 
     steps: int = 30
     order: int = 1
-    extrapolation_ratio: float = 0.0
+    extrapolation_ratio: float | str = 0.0
+    extrapolation_variable: str = "time"
     stochasticity_ratio: float | str = 0.0
     schedule: tuple[float, float, float] = (1.0, 1.0, 1.0)
     gaps: tuple[float, float] = (0.001, 0.001)
@@ -57,13 +61,18 @@ class SamplerSettings:
     renoise_ratio: float = 0.0
 
     def __post_init__(self):
-        rho = self.stochasticity_ratio
+        kappa, rho = self.extrapolation_ratio, self.stochasticity_ratio
         at_least(self, 1, "steps", most=10**6)
-        at_least(self, 0, "extrapolation_ratio")
         gaps = all(gap >= 0 for gap in self.gaps) and sum(self.gaps) < 1
         check(
             self,
-            order=(self.order in (1, 2), "1 or 2"),
+            # Heun's mean of two estimates of noise would have one that is ahead of its time.
+            order=(
+                self.order == 1 or (self.order == 2 and kappa not in extrapolation.RULES),
+                "1 or 2, and 1 with a rule of extrapolation",
+            ),
+            extrapolation_ratio=extrapolation.allowed(kappa),
+            extrapolation_variable=one_of(self.extrapolation_variable, extrapolation.VARIABLES),
             stochasticity_ratio=(rho == "auto" if isinstance(rho, str) else 0 <= rho <= 1, 'in [0, 1], or "auto"'),
             schedule=(all(0 < one < np.inf for one in self.schedule), "three numbers above 0"),
             gaps=(gaps, "two numbers of at least 0 with a sum below 1"),
@@ -106,7 +115,7 @@ class Coefficients(NamedTuple):
 
     t and next_t are the times of the step, data_* and noise_* give x_hat and z_hat from the output F and the input x at
     t (next_noise_*: z_hat at next_t), compose_* the next input from x_hat, z_hat and xi, correct_* the second-order
-    step from x and the mean z_hat, and extrapolation is kappa or, for the first two steps, 0.
+    step from x and the mean z_hat, and extrapolation (n, k) has the ratios for k earlier estimates.
     """
 
     t: Array
@@ -134,9 +143,8 @@ def coefficients(settings: SamplerSettings, transport: Transport) -> Coefficient
     """
     t = sampling_times(settings.points, settings.schedule, settings.gaps, transport.noise_time)
     next_t = np.append(t[1:], 0.0)  # the input composed after the last step is never used
-    alpha, gamma, denominator = transport.alpha(t), transport.gamma(t), transport.denominator(t)
-    next_alpha, next_gamma = transport.alpha(next_t), transport.gamma(next_t)
-    next_denominator = transport.denominator(next_t)
+    at = lambda times: (transport.alpha(times), transport.gamma(times), transport.denominator(times))
+    (alpha, gamma, denominator), (next_alpha, next_gamma, next_denominator) = at(t), at(next_t)
     last = np.arange(len(t)) == len(t) - 1
     with np.errstate(divide="ignore", invalid="ignore"):
         if settings.stochasticity_ratio == "auto":
@@ -148,8 +156,7 @@ def coefficients(settings: SamplerSettings, transport: Transport) -> Coefficient
     ratio = np.where(last | (settings.order == 1), 0.0, ratio)
     if not np.all(np.isfinite(ratio)):
         raise ValueError(
-            f"gaps={settings.gaps!r}: with order=2 the first must be above 0, because {transport.name} has no data in "
-            "its input at the noise end"
+            f"gaps={settings.gaps!r}: with order=2 the first must be above 0, where {transport.name} has no data in x_t"
         )
     return Coefficients(
         t=t,
@@ -157,7 +164,7 @@ def coefficients(settings: SamplerSettings, transport: Transport) -> Coefficient
         data_input=-transport.alpha_hat(t) / denominator,
         noise_output=-gamma / denominator,
         noise_input=transport.gamma_hat(t) / denominator,
-        extrapolation=np.where(np.arange(len(t)) >= 2, settings.extrapolation_ratio, 0.0),
+        extrapolation=extrapolation.ratios(settings.extrapolation_ratio, settings.extrapolation_variable, transport, t),
         compose_data=next_gamma,
         compose_noise=next_alpha * np.sqrt(1 - rho),
         compose_fresh=next_alpha * np.sqrt(rho),
@@ -203,14 +210,16 @@ def integrate(
         return network(x, jnp.broadcast_to(t, x.shape[:1]), labels).astype(x.dtype)
 
     def step(carry, row_and_index):
-        x, previous = carry
+        x, earlier = carry
         row, index = row_and_index
         output = evaluate(x, row.t)
         now = Prediction(
             data=row.data_output * output + row.data_input * x,
             noise=row.noise_output * output + row.noise_input * x,
         )
-        ahead = jax.tree.map(lambda a, b: a + row.extrapolation * (a - b), now, previous)
+        ahead = now
+        for j, then in enumerate(earlier):
+            ahead = jax.tree.map(lambda total, a, b: total + row.extrapolation[j] * (a - b), ahead, now, then)
         following = row.compose_data * ahead.data + row.compose_noise * ahead.noise
         if fresh_noise is not None:
             following += row.compose_fresh * fresh_noise(index)
@@ -222,18 +231,18 @@ def integrate(
                 return row.correct_input * x + row.correct_noise * (ahead.noise + noise_there) / 2
 
             following = jax.lax.cond(row.is_last, lambda: following, corrected)
-        return (following, now), now.data if keep_trajectory else None
+        return (following, (now, *earlier[:-1])), now.data if keep_trajectory else None
 
-    # The first two steps do not extrapolate, so what stands for the step before the first does not matter.
-    start = (noise, Prediction(noise, noise))
-    (_, last), trajectory = jax.lax.scan(step, start, (rows, jnp.arange(rows.t.shape[0])))
+    # Ratios for steps before the first are 0, so what stands for those does not matter.
+    start = (noise, (Prediction(noise, noise),) * rows.extrapolation.shape[1])
+    (_, (last, *_)), trajectory = jax.lax.scan(step, start, (rows, jnp.arange(rows.t.shape[0])))
     return last.data, trajectory
 
 
 def per_step_noise(key: jax.Array, noise: Array) -> Callable[[Array], Array]:
     """Fresh standard normal noise for every step, from one key or from one key per sample.
 
-    With keys of shape (B,) each sample's noise depends on its own key alone, not on the batch that it is in.
+    With keys of shape (B,) each sample's noise depends on its own key alone, not on its batch.
     """
 
     def draw(index: Array) -> Array:
@@ -276,15 +285,8 @@ def sample(
         draw = jnp.asarray(step_noise).__getitem__
     else:
         draw = None if key is None else per_step_noise(key, noise)
-    x, trajectory = integrate(
-        coefficients(settings, transport),
-        network,
-        noise,
-        labels,
-        draw,
-        order=settings.order,
-        keep_trajectory=keep_trajectory,
-    )
+    options = {"order": settings.order, "keep_trajectory": keep_trajectory}
+    x, trajectory = integrate(coefficients(settings, transport), network, noise, labels, draw, **options)
     return Samples(x, trajectory, network_calls(settings))
 
 

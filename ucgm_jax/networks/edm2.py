@@ -18,8 +18,9 @@ from flax import nnx
 from ucgm_jax.networks import convolutions
 from ucgm_jax.networks.convolutions import BlockPlan, UNetSettings
 from ucgm_jax.networks.functional import Buffer
-from ucgm_jax.networks.layers import Array
+from ucgm_jax.networks.products import Array, keep
 from ucgm_jax.networks.two_times import gap_of
+from ucgm_jax.parallel.placement import Placement
 
 Parameters = Any  # a nested dict of arrays
 
@@ -116,7 +117,7 @@ class Block(nnx.Module):
             self.qkv = Projection(outputs, 3 * outputs, rngs=rngs)
             self.projection = Projection(outputs, outputs, rngs=rngs)
 
-    def __call__(self, x: Array, embedding: Array, dropout_keys: Array | None) -> Array:
+    def __call__(self, x: Array, embedding: Array, dropout_keys: Array | None, placement: Placement | None) -> Array:
         plan = self.plan
         x = convolutions.resample(x, plan.resample)
         main = self.skip(x) if plan.inputs != plan.outputs else x
@@ -128,12 +129,13 @@ class Block(nnx.Module):
         y = self.convolution1(convolutions.dropout(y, self.settings.dropout, dropout_keys))
         x = weighted_sum(main, y, RESIDUAL_BALANCE)
         if plan.heads:
-            x = weighted_sum(x, self._attention(x), ATTENTION_BALANCE)
+            x = weighted_sum(x, self._attention(x, placement), ATTENTION_BALANCE)
         return jnp.clip(x, -LARGEST_ACTIVATION, LARGEST_ACTIVATION)
 
-    def _attention(self, x: Array) -> Array:
-        backend, pixel_norm = self.settings.attention, lambda parts: unit_magnitude(parts, -1)
-        return self.projection(convolutions.attend_between_pixels(self.qkv(x), self.plan.heads, backend, pixel_norm))
+    def _attention(self, x: Array, placement: Placement | None) -> Array:
+        qkv, pixel_norm = keep(self.qkv(x)), lambda parts: unit_magnitude(parts, -1)
+        y = convolutions.attend_between_pixels(qkv, self.plan.heads, self.settings, pixel_norm, placement)
+        return keep(self.projection(y))
 
 
 class EDM2(nnx.Module):
@@ -159,7 +161,13 @@ class EDM2(nnx.Module):
             self.gap_gain = nnx.Param(jnp.zeros(()))
 
     def __call__(
-        self, x: Array, t: Array, labels: Array, dropout_keys: Array | None = None, r: Array | None = None
+        self,
+        x: Array,
+        t: Array,
+        labels: Array,
+        dropout_keys: Array | None = None,
+        r: Array | None = None,
+        placement: Placement | None = None,
     ) -> Array:
         """F(x, t, r, labels): x (B, H, W, C), t and r (B,), labels (B,) int; returns (B, H, W, C) float32.
 
@@ -176,6 +184,7 @@ class EDM2(nnx.Module):
             embedding,
             concatenate=concatenate,
             dropout_keys=dropout_keys,
+            placement=placement,
         )
         return self.output(x, self.output_gain[...]).astype(jnp.float32)
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from ucgm_jax.method.checks import at_least, check, one_of
-from ucgm_jax.networks import attention, convolutions, edm2, layers, transformer, two_times, unet
+from ucgm_jax.networks import attention, convolutions, edm2, transformer, two_times, unet
 from ucgm_jax.networks.convolutions import UNetSettings
-from ucgm_jax.networks.functional import Functional, Parameters, Placement, placing
+from ucgm_jax.networks.network import Network, made
+from ucgm_jax.networks.products import REMATERIALISATION
 
 # hidden size, depth, heads
 TRANSFORMER_SIZES = {
@@ -39,12 +37,14 @@ class NetworkSettings:
       hidden_size, depth, num_heads: 0, or a transformer's value instead of the one that goes with its name. Of a U-Net,
         hidden_size is the channels that the levels' multipliers are applied to, depth the encoder's blocks per level.
       encoder_depth: 0, or how many of DDT's blocks encode instead of 22 / 28 of them.
-      target_time: "none", or how a second time enters: "added" or "exact" (`two_times`).
       compute_dtype: "float32" or "bfloat16", of matrix products; parameters stay float32.
-      remat: what the backward pass keeps of each block: "none" (all), "dots" (matrix products), "full" (nothing).
-      unroll: blocks that are compiled per iteration of the loop over blocks; a small network on a CPU runs several
-        times faster with all of them.
+      remat: what the backward pass keeps of each block: "none" (all), "products" (results of matrix products, of
+        convolutions and of attention kernels), "dots" (the same without biases and kernels), "full" (nothing), or
+        "auto": of a transformer "none" on processors and else "products", of a U-Net "none".
+      unroll: blocks that are compiled per iteration of the loop over blocks; more compile longer and may run faster. 0
+        for what is best on the platform, see `TransformerSettings.blocks_at_once`.
       attention: "auto", "xla", "cudnn" or "pallas"; see `networks.attention`.
+      target_time: "none", or how a second time enters: "added" or "exact"; see `networks.two_times`.
     """
 
     name: str = "TiT-B/2"
@@ -52,103 +52,24 @@ class NetworkSettings:
     depth: int = 0
     num_heads: int = 0
     encoder_depth: int = 0
-    target_time: str = "none"
     compute_dtype: str = "float32"
-    remat: str = "none"
-    unroll: int = 1
+    remat: str = "auto"
+    unroll: int = 0
     attention: str = "auto"
+    target_time: str = "none"
 
     def __post_init__(self):
         at_least(self, 0, "hidden_size", most=2**20)
-        at_least(self, 0, "depth", "num_heads", "encoder_depth", most=2**14)
-        at_least(self, 1, "unroll", most=2**14)
+        at_least(self, 0, "depth", "num_heads", "encoder_depth", "unroll", most=2**14)
         check(
             self,
-            target_time=one_of(self.target_time, two_times.TARGET_TIMES),
             compute_dtype=one_of(self.compute_dtype, ("float32", "bfloat16")),
-            remat=one_of(self.remat, layers.REMATERIALISATION),
+            remat=one_of(self.remat, ("auto", *REMATERIALISATION)),
             attention=one_of(self.attention, attention.BACKENDS),
+            target_time=one_of(self.target_time, two_times.TARGET_TIMES),
         )
         if self.attention == "cudnn" and self.compute_dtype == "float32":
             raise ValueError("attention='cudnn': needs compute_dtype=bfloat16; with float32 use auto or xla")
-
-
-@dataclasses.dataclass(frozen=True)
-class Network(Functional):
-    """A network as functions of its parameters: everything a trainer or a sampler needs to know of it.
-
-    Attributes, beside `make`:
-      name: the name that it was built from.
-      shape: (H, W, C) of one input.
-      num_classes: number of labels.
-      family: key of its conversion table.
-      options: the frozen settings that fix the module, as its conversion table reads them.
-      guided_channels: how many leading channels guidance changes; None for all.
-      dropout: whether the module takes dropout keys, one of each row, as its fourth argument.
-      after_update: what training applies to the parameters after each update, and once to those that it starts from;
-        None for nothing.
-      stacks: names of the parameters that are blocks stacked along a leading axis, used one at a time.
-      placement: what is done to weights and activations where they are used; None for nothing.
-    """
-
-    name: str
-    shape: tuple[int, int, int]
-    num_classes: int
-    family: str
-    options: Any
-    guided_channels: int | None = None
-    dropout: bool = False
-    after_update: Callable[[Parameters], Parameters] | None = None
-    stacks: tuple[str, ...] = ()
-    placement: Placement | None = None
-
-    @property
-    def null_label(self) -> int:
-        """The label that stands for none."""
-        return self.num_classes
-
-    @property
-    def has_target_time(self) -> bool:
-        """Whether the network knows a second time."""
-        return getattr(self.options, "target_time", "none") != "none"
-
-    def apply(
-        self,
-        parameters: Parameters,
-        x: jax.Array,
-        t: jax.Array,
-        labels: jax.Array,
-        dropout_keys: jax.Array | None = None,
-        r: jax.Array | None = None,
-    ) -> jax.Array:
-        """F(x, t, r, labels) for x (B, H, W, C), t and r (B,), labels (B,) int; without r, F(x, t, t, labels).
-
-        Dropout only where keys (B,) are given. A network of one time ignores r."""
-        r = r if self.has_target_time else None
-        if self.placement is not None:
-            stacked = {name: parameters[name] for name in self.stacks}
-            single = {name: value for name, value in parameters.items() if name not in stacked}
-            parameters = self.placement.weights(single) | stacked
-            x, t, labels = map(self.placement.activations, (x, t, labels))
-            r = None if r is None else self.placement.activations(r)
-        module = self.module(parameters)
-        with placing(self.placement):
-            keys = (dropout_keys,) if self.dropout else ()
-            return module(x, t, labels, *keys, **({} if r is None else {"r": r}))
-
-    def bind(self, parameters: Parameters, dropout_keys: jax.Array | None = None) -> Callable:
-        """The network callable (x, t, labels) -> F of these parameters."""
-        return lambda x, t, labels: self.apply(parameters, x, t, labels, dropout_keys)
-
-    def bind_two_times(self, parameters: Parameters, dropout_keys: jax.Array | None = None) -> Callable:
-        """The network callable (x, t, r, labels) -> F of these parameters."""
-        return lambda x, t, r, labels: self.apply(parameters, x, t, labels, dropout_keys, r)
-
-
-def maker(family: str, options: Any) -> Callable[[nnx.Rngs], nnx.Module]:
-    """What makes the module of a family with these options; see `Functional.make`."""
-    others = {"DDT": transformer.DecoupledTransformer, "EDM2": edm2.EDM2, "UNet+": unet.UNet}
-    return lambda rngs: others.get(family, transformer.DiffusionTransformer)(options, rngs=rngs)
 
 
 # What sets the families of transformers apart: options of `transformer.TransformerSettings`.
@@ -194,8 +115,8 @@ def _transformer(settings: NetworkSettings, family: str, size: str, patch: int, 
         depth=depth,
         num_heads=settings.num_heads or num_heads,
         encoder_depth=_encoder_depth(settings, family, depth),
-        target_time=settings.target_time,
         attention=settings.attention,
+        target_time=settings.target_time,
         remat=settings.remat,
         unroll=settings.unroll,
         dtype=jnp.dtype(settings.compute_dtype),
@@ -205,13 +126,13 @@ def _transformer(settings: NetworkSettings, family: str, size: str, patch: int, 
         raise ValueError(
             f"network.hidden_size={options.hidden_size}: must be a multiple of 4 x {options.num_heads} heads"
         )
+    module = transformer.DecoupledTransformer if family == "DDT" else transformer.DiffusionTransformer
     return Network(
+        **made(module, options),
         name=settings.name,
-        make=maker(family, options),
         shape=tuple(shape),
         num_classes=num_classes,
         family=family,
-        options=options,
         guided_channels=3 if family == "LightningDiT" else None,
         stacks=("encoder", "decoder") if family == "DDT" else ("blocks",),
     )
@@ -219,13 +140,13 @@ def _transformer(settings: NetworkSettings, family: str, size: str, patch: int, 
 
 def unet_network(name: str, family: str, options: UNetSettings) -> Network:
     """The network of a U-Net's settings; family is "EDM2" or "UNet+"."""
+    module = {"EDM2": edm2.EDM2, "UNet+": unet.UNet}[family]
     return Network(
+        **made(module, options),
         name=name,
-        make=maker(family, options),
         shape=(options.size, options.size, options.channels),
         num_classes=options.num_classes,
         family=family,
-        options=options,
         dropout=options.dropout > 0,
         after_update=edm2.normalise_weights if family == "EDM2" else None,
     )
@@ -264,8 +185,8 @@ def _unet(settings: NetworkSettings, family: str, shape, num_classes: int, **pub
         size=height,
         channels=channels,
         num_classes=num_classes,
-        target_time=settings.target_time,
         attention=settings.attention,
+        target_time=settings.target_time,
         remat=settings.remat,
         dtype=jnp.dtype(settings.compute_dtype),
         **options,

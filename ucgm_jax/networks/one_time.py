@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 
-from ucgm_jax.networks import names
 from ucgm_jax.networks.functional import Parameters
-from ucgm_jax.networks.names import Network
+from ucgm_jax.networks.network import Network
 
 # Parameters that a second time adds to a network.
 FURTHER = ("gap_embedding", "gap_gain")
@@ -16,8 +13,7 @@ FURTHER = ("gap_embedding", "gap_gain")
 
 def one_time(network: Network) -> Network:
     """The same network without its second time."""
-    options = dataclasses.replace(network.options, target_time="none")
-    return dataclasses.replace(network, options=options, make=names.maker(network.family, options))
+    return network.using(target_time="none")
 
 
 def with_target_time(network: Network, parameters: Parameters, key: jax.Array | None = None) -> Parameters:

@@ -15,7 +15,9 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from ucgm_jax.networks.layers import SMALL_NORMAL, ZEROS, Array, sinusoidal_embedding
+from ucgm_jax.networks.embeddings import SMALL_NORMAL, sinusoidal_embedding
+from ucgm_jax.networks.layers import ZEROS
+from ucgm_jax.networks.products import Array
 
 TARGET_TIMES = ("none", "added", "exact")
 

@@ -11,7 +11,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ucgm_jax.errors import UserError
-from ucgm_jax.networks.names import Network
 
 Tree = Any
 
@@ -24,7 +23,7 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"mlp/input/kernel$", ("embed", None, "mlp")),
     (r"mlp/hidden/kernel$", ("embed", "mlp")),
     (r"mlp/output/kernel$", ("mlp", "embed")),
-    (r"modulation/linear/kernel$", ("embed", None, "mlp")),
+    (r"modulation/linear/kernel$", ("mlp", None, "embed")),
     (r"label_embedding/embedding$", (None, "embed")),
     (r"(final/linear|^output)/kernel$", ("embed", None)),  # few outputs
     (r"(bias|scale|gain|frequencies|phases)$", ()),
@@ -33,11 +32,17 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 MESH_AXES = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor"}
 
 
-def check_network(network: Network, mesh: Mesh) -> None:
-    """Raises a UserError where the mesh has an axis that the network's family cannot be split over."""
-    if mesh.shape["tensor"] > 1 and not network.stacks:
+def check_network(name: str, stacks: tuple[str, ...], mesh: Mesh) -> None:
+    """Raises a UserError where the mesh has an axis that the network cannot be split over.
+
+    Args:
+      name: of the network.
+      stacks: names of its parameters that are stacked blocks; U-Nets have none.
+      mesh: of the devices.
+    """
+    if mesh.shape["tensor"] > 1 and not stacks:
         raise UserError(
-            f"mesh.tensor={mesh.shape['tensor']}: must be 1 for {network.name}; U-Nets are split over data and fsdp"
+            f"mesh.tensor={mesh.shape['tensor']}: must be 1 for {name}; U-Nets are split over data and fsdp"
         )
 
 

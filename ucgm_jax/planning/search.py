@@ -1,4 +1,4 @@
-"""The mesh, rematerialisation policy and batch size that go fastest by the estimate, of those that fit."""
+"""The mesh, rematerialisation policy, batch size and unrolling that go fastest by the estimate, of those that fit."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from ucgm_jax.model import Model
 from ucgm_jax.parallel import meshes, sharding
 from ucgm_jax.parallel.meshes import MeshSettings
 from ucgm_jax.planning.chips import Topology
-from ucgm_jax.planning.estimate import roofline
+from ucgm_jax.planning.estimate import seconds
 from ucgm_jax.planning.program import Compiled, compile_training
 from ucgm_jax.settings import Settings
 from ucgm_jax.training import optimizers
 from ucgm_jax.training import state as state_module
 
 # What is computed again costs a third of a step at most: the cheapest policy that fits is tried first.
-POLICIES = ("none", "dots", "full")
+POLICIES = ("none", "products", "full")
+UNROLLS = (1, 4)  # blocks at once that the best of all is tried with as well
 
 
 def candidates(settings: Settings, topology: Topology, devices: list[jax.Device]) -> list[Settings]:
@@ -67,7 +68,7 @@ def search(
     tries: int,
     progress: Callable[[Compiled], None],
 ) -> list[Compiled]:
-    """Compiles up to `tries` candidates.
+    """Compiles up to `tries` candidates, and the best of them with other numbers of blocks at once.
 
     Raises:
       UserError: there is no candidate.
@@ -76,9 +77,19 @@ def search(
     if not some:
         raise UserError(f"topology={topology.text}: too small for the state, or the batch does not divide over it")
     tried = []
-    for one in some:
+
+    def attempt(one: Settings) -> None:
         tried.append(compile_training(one, topology.chip, devices))
         progress(tried[-1])
+
+    for one in some:
+        attempt(one)
+    chosen = best(tried, topology)
+    if chosen.unroll:
+        one = some[tried.index(chosen)]
+        for unroll in UNROLLS:
+            if unroll != chosen.unroll:
+                attempt(dataclasses.replace(one, network=dataclasses.replace(one.network, unroll=unroll)))
     return tried
 
 
@@ -87,4 +98,4 @@ def best(tried: list[Compiled], topology: Topology) -> Compiled:
     fitting = [one for one in tried if one.fits]
     if not fitting:
         return max(tried, key=lambda one: one.free)
-    return min(fitting, key=lambda one: roofline(one, topology.chip, topology.count).in_turn / one.batch_size)
+    return min(fitting, key=lambda one: seconds(one, topology.chip, topology.count) / one.batch_size)

@@ -120,7 +120,8 @@ class Generator:
     def sample_batch(self, parameters, output_parameters, rows, scale, interval, seed, labels, indices, noise) -> Tree:
         """One batch, as a pure function that is not compiled; rows, scale and interval are `settings_arrays`."""
         jumps = self._settings.style != "solver"
-        network = (self._network.bind_two_times if jumps else self._network.bind)(parameters)
+        weights = self._network.cast(parameters)  # once for all calls
+        network = (self._network.bind_two_times if jumps else self._network.bind)(weights)
         if self._guided.is_on:
             network = guidance.guided(
                 network, scale, interval, self._network.null_label, channels=self._network.guided_channels

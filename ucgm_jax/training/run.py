@@ -51,7 +51,8 @@ class Run:
         train = settings.train
         meshes.check_batch(train.batch_size, meshes.batch_parts(mesh), microbatches=train.gradient_accumulation)
         source.spec.check_autoencoder(settings.autoencoder.name)
-        sharding.check_network(self.model.architecture, mesh)
+        network = self.model.architecture
+        sharding.check_network(network.name, network.stacks, mesh)
         _check_start(settings)
         if settings.objective.kind == "any_step" and not self.model.architecture.has_target_time:
             raise UserError('network.target_time=none: must be added or exact with objective.kind="any_step"')

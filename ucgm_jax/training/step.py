@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ucgm_jax.method import any_step, objective, times, transports
 from ucgm_jax.method.transports import Transport
 from ucgm_jax.networks.names import Network
-from ucgm_jax.parallel import meshes, placement
+from ucgm_jax.parallel import meshes, placement, presets
 from ucgm_jax.settings import Settings
 from ucgm_jax.training import ema
 from ucgm_jax.training.optimizers import learning_rate_schedule
@@ -190,10 +190,11 @@ def compile_step(
     mesh: Mesh,
     state_shardings: TrainState,
 ) -> Callable[[TrainState, Rows], tuple[TrainState, Metrics]]:
-    """The jitted training step: sharded over the mesh, its state donated."""
+    """The jitted training step: sharded over the mesh, its state donated, with the compiler options of its preset."""
     return jax.jit(
         lambda state, batch: train_step(settings, network, optimizer, state, batch, mesh),
         in_shardings=(state_shardings, meshes.batch_sharding(mesh)),
         out_shardings=(state_shardings, meshes.replicated(mesh)),
         donate_argnums=0,
+        compiler_options=presets.compiler_options(settings.train.compiler, mesh.devices.flat[0].platform),
     )

@@ -21,6 +21,7 @@ CLAIM = "claim.json"  # of the run that works there now
 MAY_CHANGE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every", "train.evaluate_every",
               "train.evaluate_samples", "train.keep_checkpoints", "train.max_bad_steps", "train.profile_",
               "train.gradient_accumulation", "network.remat", "network.unroll", "network.attention", "mesh.",
+              "train.compiler",
               "data.read_threads", "data.prefetch", "data.statistics", "data.verify_checksums", "data.path",
               "autoencoder.", "sampler.", "guidance.", "evaluation.", "expected.")  # fmt: skip
 # Keys that are paths: the same folder may be spelled otherwise.
