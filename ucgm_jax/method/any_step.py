@@ -47,14 +47,15 @@ def instantaneous_target(
     transport: Transport,
     batch: Batch,
     x_t: Array,
-    target_network: Callable,
+    target_network: Callable | None,
     null_label: int,
 ) -> Array:
     """F* of every row, (B, ...): what F(x_t, t, t, c) should be, guided as the settings say. Labels already dropped."""
     times, t = expand_time(batch.t, x_t), batch.t
     plain = transport.target(batch.x, batch.z, times)
-    if not settings.is_guided:
+    if target_network is None or not settings.is_guided:
         return plain
+    assert batch.dropped is not None
     by_label = lambda labels: target_network(x_t, t, t, labels)
     data, model, alone = settings.data_weight, settings.model_weight, settings.unguided_data_weight
     if settings.calls_null:
@@ -108,7 +109,7 @@ def loss(
     instant = instantaneous_target(settings, transport, batch, x_t, target_network, null_label)
     instant = jax.lax.stop_gradient(instant)
 
-    chain = frozen_network if settings.target_decay in (0, 1) else target_network
+    chain = frozen_network if target_network is None or settings.target_decay in (0, 1) else target_network
     rows = (x_t, t, r, batch.labels)
     if settings.order == 0:
         output, residual = network(*rows), 0.0
