@@ -13,6 +13,7 @@ for Gaussian data the optimum at every lambda is a product (App. D.1.5). Arrays 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -211,7 +212,7 @@ def labelled_network(mixture: Mixture, transport: Transport) -> Callable:
 
 
 def exact_flow(
-    network: Callable, transport: Transport, x: Array, times: tuple[float, ...], labels: Array | None = None, steps=2000
+    network: Callable, transport: Transport, x: Array, times: tuple[float, ...], labels: Array | None = None, steps=1000
 ) -> Array:
     """The data estimate at the end of the probability-flow ODE, by Runge and Kutta's method of order 4 in time.
 
@@ -227,11 +228,12 @@ def exact_flow(
     return split(network, transport, x, times[-1], labels).data
 
 
-def _piece(network: Callable, transport: Transport, x: Array, labels: Array, start: float, end: float, steps: int):
+@functools.partial(jax.jit, static_argnums=(0, 1, 6))
+def _piece(network: Callable, transport: Transport, x: Array, labels: Array, start: Array, end: Array, steps: int):
     h, inside = (end - start) / steps, abs(end - start) * 1e-9
 
     def velocity(x: Array, t: Array) -> Array:
-        t = jnp.clip(t, min(start, end) + inside, max(start, end) - inside)
+        t = jnp.clip(t, jnp.minimum(start, end) + inside, jnp.maximum(start, end) - inside)
         data, noise = split(network, transport, x, t, labels)
         alpha_slope, gamma_slope = slopes(transport, t)
         return alpha_slope * noise + gamma_slope * data
@@ -244,7 +246,7 @@ def _piece(network: Callable, transport: Transport, x: Array, labels: Array, sta
         d = velocity(x + h * c, t + h)
         return x + h / 6 * (a + 2 * b + 2 * c + d), None
 
-    return jax.jit(lambda x: jax.lax.scan(step, x, jnp.arange(steps))[0])(x)
+    return jax.lax.scan(step, x, jnp.arange(steps))[0]
 
 
 def split(network: Callable, transport: Transport, x: Array, t: Array, labels: Array) -> Prediction:

@@ -1,0 +1,208 @@
+"""Orders and errors of samplers: python -m benchmarks.sampler_order [--digits=WORKDIR] [--small].
+
+Against exact flows of mixtures of Gaussians in 2 and in 64 dimensions, and against the 500-step flow of a network of
+digits itself (--digits: work folder of a multi-step model): UCGM-S with a constant extrapolation ratio and its rules,
+Heun, and other solvers. Guided models, inside an interval, as well. Writes benchmarks/results/sampler_order.json and
+the tables of docs/sampler_order.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import metrics, solvers
+from tests import closed_forms
+from ucgm_jax.method import sampler, transports
+from ucgm_jax.method.guidance import guided
+from ucgm_jax.method.sampler import SamplerSettings
+from ucgm_jax.method.transports import Transport
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "sampler_order.json"
+PAGE = pathlib.Path(__file__).parent.parent / "docs" / "sampler_order.md"
+MARK = "<!-- tables: python -m benchmarks.sampler_order -->"
+
+OURS = {
+    "kappa = 0 (DDIM)": {},
+    "kappa = 0.3": {"extrapolation_ratio": 0.3},
+    "kappa = 0.5": {"extrapolation_ratio": 0.5},
+    "Heun": {"order": 2},
+    "second order, time": {"extrapolation_ratio": "second_order"},
+    "second order, log SNR": {"extrapolation_ratio": "second_order", "extrapolation_variable": "log_snr"},
+    "second order, noise / signal": {
+        "extrapolation_ratio": "second_order",
+        "extrapolation_variable": "noise_to_signal",
+    },
+    "third order, time": {"extrapolation_ratio": "third_order"},
+    "third order, log SNR": {"extrapolation_ratio": "third_order", "extrapolation_variable": "log_snr"},
+}
+VELOCITY = {"Euler in time": 1, "Adams-Bashforth 2 in time": 2}
+CALLS = (4, 8, 16, 32)
+GAP = 0.03
+SCHEDULES = ((1.0, 1.0, 1.0), (1.17, 0.8, 1.1), (0.8, 1.3, 1.0))
+COMPARED = ("Linear", "TrigFlow", "TrigLinear", "Random", "EDM")
+
+
+def rms(difference: jax.Array) -> float:
+    """Root of the mean square."""
+    return float(jnp.sqrt(jnp.mean(jnp.square(difference))))
+
+
+def by_ucgm(settings: dict, transport: Transport, network, noise, labels, calls: int) -> jax.Array:
+    """Samples with so many calls, or as near below as the order allows."""
+    one = SamplerSettings(**{"steps": calls, "gaps": (GAP, GAP), **settings})
+    return _integrate(network, sampler.coefficients(one, transport), noise, labels, one.order)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _integrate(network, rows, noise, labels, order: int) -> jax.Array:
+    return sampler.integrate(rows, network, noise, labels, None, order=order)[0]
+
+
+def slopes(points: tuple[int, int]) -> list[dict]:
+    """log2 of the ratio of two errors, of steps h and h / 2, for every transport, schedule and rule."""
+    mixture = closed_forms.line([0.3, 0.5, 0.2], [-1.0, 0.5, 2.0], [0.3, 0.5, 0.4])
+    noise, labels, rows = jnp.linspace(-2.0, 2.0, 33)[:, None], jnp.zeros(33, int), []
+    for transport in transports.TRANSPORTS.values():
+        network = closed_forms.network(mixture.predict, transport)
+        for schedule in SCHEDULES:
+            row = {"transport": transport.name, "schedule": schedule}
+            common = {"gaps": (0.05, 0.05), "schedule": schedule}
+            ends = sampler.network_times(SamplerSettings(**common), transport)[[0, -1]]
+            exact = closed_forms.exact_flow(network, transport, noise, tuple(ends))
+            for name in ("kappa = 0 (DDIM)", "second order, time", "third order, time", "Heun"):
+                errors, steps = [], []
+                for n in points:
+                    calls = 2 * n - 1 if "order" in OURS[name] else n
+                    samples = by_ucgm(common | OURS[name], transport, network, noise, labels, calls)
+                    errors.append(float(jnp.abs(samples - exact).max()))
+                    steps.append(n - 1)
+                row[name] = round(float(np.log(errors[0] / errors[1]) / np.log(steps[1] / steps[0])), 3)
+            rows.append(row)
+    return rows
+
+
+def all_errors(transport: Transport, network, noise, labels, exact, calls: tuple[int, ...]) -> dict[str, list[float]]:
+    """RMS distance to the exact samples of every solver, by number of network calls."""
+    at = jax.jit(lambda x, t: tuple(closed_forms.split(network, transport, x, t, labels)))
+    table = {}
+    for name, settings in OURS.items():
+        table[name] = [rms(by_ucgm(settings, transport, network, noise, labels, n) - exact) for n in calls]
+    times = {n: sampler.network_times(SamplerSettings(steps=n, gaps=(GAP, GAP)), transport) for n in calls}
+    for name, order in VELOCITY.items():
+        table[name] = [rms(solvers.velocity_solver(at, transport, noise, times[n], order) - exact) for n in calls]
+    for name in solvers.DIFFUSERS:
+        try:
+            table[name] = [rms(solvers.diffusers_solver(name, at, transport, noise, times[n]) - exact) for n in calls]
+        except ImportError as error:
+            print(f"{name}: not run: {error}")
+    return table
+
+
+def mixtures(count: int, calls: tuple[int, ...]) -> list[dict]:
+    """`all_errors` on mixtures in two and in many dimensions, under every transport."""
+    rows = []
+    for mixture in (closed_forms.ring(), closed_forms.cloud()):
+        dimensions = mixture.means.shape[1]
+        noise, labels = jax.random.normal(jax.random.key(0), (count, dimensions)), jnp.zeros(count, int)
+        for name in COMPARED:
+            transport = transports.get(name)
+            network = closed_forms.network(mixture.predict, transport)
+            exact = closed_forms.exact_flow(network, transport, noise, (1 - GAP, GAP))
+            table = all_errors(transport, network, noise, labels, exact, calls)
+            rows.append({"dimensions": dimensions, "transport": name, "errors": table})
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def guided_mixtures(count: int, calls: tuple[int, ...]) -> list[dict]:
+    """Errors under guidance of scale 2, at all times and inside an interval whose ends lie between points."""
+    rows, transport = [], transports.LINEAR
+    for mixture in (closed_forms.ring(), closed_forms.cloud()):
+        dimensions, labels = mixture.means.shape[1], jnp.arange(count) % 5
+        noise = jax.random.normal(jax.random.key(0), (count, dimensions))
+        for interval in ((0.0, 1.0), (0.25, 0.75)):
+            network = guided(closed_forms.labelled_network(mixture, transport), 2.0, interval, null_label=5)
+            edges = (1 - GAP, *(edge for edge in interval[::-1] if GAP < edge < 1 - GAP), GAP)
+            exact = closed_forms.exact_flow(network, transport, noise, edges, labels)
+            table = {
+                name: [rms(by_ucgm(OURS[name], transport, network, noise, labels, n) - exact) for n in calls]
+                for name in ("kappa = 0 (DDIM)", "kappa = 0.5", "second order, time", "third order, time")
+            }
+            rows.append({"dimensions": dimensions, "interval": interval, "errors": table})
+    return rows
+
+
+def digits(workdir: str, count: int, calls: tuple[int, ...]) -> dict:
+    """`all_errors` of a trained network against its own flow in 500 steps of Heun's method."""
+    from ucgm_jax.config import MeshSettings
+    from ucgm_jax.training import checkpoints, sharding
+
+    found = checkpoints.find(workdir)
+    network, transport = checkpoints.network_of(found), transports.get(found.settings.transport)
+    bound = network.bind(checkpoints.read_replicated(found, network, sharding.make_mesh(MeshSettings()), "ema"))
+    noise = jax.random.normal(jax.random.key(0), (count, *network.shape), jnp.float32)
+    labels = jnp.arange(count) % network.num_classes
+    exact = by_ucgm({"order": 2, "steps": 999}, transport, bound, noise, labels, 0)
+    return {"transport": transport.name, "errors": all_errors(transport, bound, noise, labels, exact, calls)}
+
+
+def _table(errors: dict[str, list[float]], calls: tuple[int, ...]) -> list[str]:
+    best = [min(values[i] for values in errors.values()) for i in range(len(calls))]
+    show = lambda value, least: f"**{value:.4f}**" if value == least else f"{value:.4f}"
+    lines = [f"| | {' | '.join(map(str, calls))} |", "|---|" + "---|" * len(calls)]
+    for name, values in errors.items():
+        lines.append(f"| {name} | {' | '.join(map(show, values, best))} |")
+    return lines
+
+
+def page(result: dict) -> str:
+    """The tables of docs/sampler_order.md."""
+    names, calls = list(result["slopes"][0])[2:], tuple(result["calls"])
+    lines = ["", "## Slopes", "", f"| transport | schedule | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    for row in result["slopes"]:
+        lines.append(f"| {row['transport']} | {tuple(row['schedule'])} | {' | '.join(str(row[n]) for n in names)} |")
+    for row in result["mixtures"]:
+        lines += ["", f"## {row['transport']}, {row['dimensions']} dimensions", "", *_table(row["errors"], calls)]
+    for row in result["guided"]:
+        lines += ["", f"## Guided in {tuple(row['interval'])}, {row['dimensions']} dimensions, Linear", ""]
+        lines += _table(row["errors"], calls)
+    if result["digits"]:
+        lines += ["", f"## Digits ({result['digits']['transport']}), against the model's own flow", ""]
+        lines += _table(result["digits"]["errors"], calls)
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--digits", default="", help="work folder of a multi-step model of digits; none: left out")
+    parser.add_argument("--small", action="store_true", help="fewer samples and coarser slopes: does it run?")
+    parser.add_argument("--out", default=str(RESULTS))
+    parser.add_argument("--page", default=str(PAGE), help="the page whose tables are written anew")
+    given = parser.parse_args(argv)
+    count, calls = (16, (4, 8)) if given.small else (256, CALLS)
+    with jax.enable_x64(True):
+        result = {
+            "machine": metrics.machine(),
+            "samples": count,
+            "calls": calls,
+            "slopes": slopes((40, 80) if given.small else (1000, 2000)),
+            "mixtures": mixtures(count, calls),
+            "guided": guided_mixtures(count, calls),
+        }
+    result["digits"] = digits(given.digits, min(count, 128), calls) if given.digits else None
+    pathlib.Path(given.out).write_text(json.dumps(result, indent=1) + "\n")
+    path = pathlib.Path(given.page)
+    head = path.read_text().split(MARK)[0] if path.exists() else "# Orders of samplers\n\n"
+    path.write_text(head + MARK + "\n" + page(result))
+
+
+if __name__ == "__main__":
+    main()
