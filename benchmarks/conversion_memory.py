@@ -24,12 +24,12 @@ RESULT = pathlib.Path(__file__).parent / "results" / "conversion_memory.json"
 def make(path: str) -> None:
     """Writes the checkpoint; the suffix decides the format."""
     from tests import full_size
-    from ucgm_jax.conversion import families, files
+    from ucgm_jax.conversion import families, torch_files
     from ucgm_jax.networks.names import NetworkSettings, build
 
     network = build(NetworkSettings("TiT-XL/2"), (32, 32, 4), 1000)
     signature = {key: ("float32", shape) for key, shape in families.torch_shapes(network).items()}
-    files.write(path, signature, full_size.tensors(network))
+    torch_files.write(path, signature, full_size.tensors(network))
 
 
 def resident() -> int:
@@ -44,11 +44,11 @@ def convert(arguments: list[str]) -> None:
     import jax.numpy as jnp
     import torch  # noqa: F401  (its import is no part of the conversion)
 
-    from ucgm_jax import convert as command
+    from ucgm_jax.commands import convert as command
 
     jax.block_until_ready(jnp.zeros(1))
     baseline, start = resident(), time.perf_counter()
-    command.main(["convert", *arguments])
+    command.run(command.parser(), arguments)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"bytes": peak - baseline, "seconds": time.perf_counter() - start}))
 

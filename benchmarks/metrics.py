@@ -21,8 +21,8 @@ import time
 import numpy as np
 
 from ucgm_jax.evaluation.frechet import FrechetStatistics, frechet_distance
-from ucgm_jax.evaluation.metrics import InceptionScore, KernelDistance
 from ucgm_jax.evaluation.precision_recall import precision_recall
+from ucgm_jax.evaluation.scores import InceptionScore, KernelDistance
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "metrics.json"
 DIMENSION, CLASSES, BATCH = 2048, 1008, 500

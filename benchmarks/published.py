@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-from ucgm_jax.config import Settings
+from ucgm_jax.settings import Settings
 
 NOT_RUN = {"not_run": "no --published=PATH"}
 

@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from benchmarks.metrics import machine
-from ucgm_jax.conversion import safetensors_format
 from ucgm_jax.data import latents, pipeline
 from ucgm_jax.data.latents import KEYS
+from ucgm_jax.files import safetensors
 
 SHAPE = (32, 16, 16)
 CLASSES = 1000
@@ -39,7 +39,7 @@ def write_shards(folder: pathlib.Path, examples: int, shards: int = 4) -> None:
         tensors = {key: random.standard_normal((count, *SHAPE), np.float32) for key in KEYS}
         tensors["labels"] = random.integers(0, CLASSES, count)
         signature = {key: (value.dtype.name, value.shape) for key, value in tensors.items()}
-        safetensors_format.write(folder / f"latents_{number:05d}.safetensors", signature, tensors.items())
+        safetensors.write(folder / f"latents_{number:05d}.safetensors", signature, tensors.items())
     np.savez(folder / "latents_stats.npz", mean=np.zeros((1, SHAPE[0], 1, 1)), std=np.ones((1, SHAPE[0], 1, 1)))
 
 

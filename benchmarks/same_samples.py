@@ -26,12 +26,13 @@ class Stopped(Exception):
 
 def evaluate(checkpoint: str, samples: int, devices: int, batch: int, out: pathlib.Path, stop_after: int = 0):
     """Runs the command; returns its uint8 images, labels and figures, and the noise of its first batch."""
-    from ucgm_jax import evaluate as command
-    from ucgm_jax.evaluation import prepare, store
+    from ucgm_jax.commands import evaluate as command
+    from ucgm_jax.commands import evaluation
+    from ucgm_jax.evaluation.sample_folder import SampleFolder
 
     arguments = [f"--checkpoint={checkpoint}", f"--out={out}", f"--samples={samples}", f"--batch-size={batch}"]
     arguments.append("--save=npz")
-    chosen, write, written = jax.devices()[:devices], store.Store.write, []
+    parser, chosen, write, written = command.parser(), jax.devices()[:devices], SampleFolder.write, []
 
     def stopping_write(self, *values):
         if len(written) == stop_after:
@@ -39,15 +40,15 @@ def evaluate(checkpoint: str, samples: int, devices: int, batch: int, out: pathl
         written.append(write(self, *values))
 
     if stop_after:
-        store.Store.write = stopping_write
+        SampleFolder.write = stopping_write
         try:
-            command.main(["evaluate", *arguments], chosen)
+            command.run(parser, arguments, chosen)
         except Stopped:
             print(f"stopped after {len(written)} batches")
         finally:
-            store.Store.write = write
-    command.main(["evaluate", *arguments], chosen)
-    generator = prepare.prepare(command.parser().parse_args(arguments), [], chosen).generator
+            SampleFolder.write = write
+    command.run(parser, arguments, chosen)
+    generator = evaluation.prepare(parser.parse_args(arguments), [], chosen).generator
     size, noise = generator.batch_size, []
     for start in range(0, samples, size):
         noise.append(generator.noise(np.arange(start, start + size)))

@@ -34,11 +34,13 @@ def measure(one, batch: int, repeats: int) -> dict:
 
     @jax.jit
     def sampled(parameters, rows, noise, labels):
-        return sampler.integrate(rows, network.bind(parameters), noise, labels, None, order=one.sampler.order)[0]
+        cast = network.cast(parameters)
+        return sampler.integrate(rows, network.bind(cast), noise, labels, None, order=one.sampler.order)[0]
 
     @jax.jit
     def bare(parameters, times, noise, labels):
-        call = lambda x, t: (network.apply(parameters, x, jnp.full(x.shape[:1], t), labels), None)
+        bound = network.bind(network.cast(parameters))
+        call = lambda x, t: (bound(x, jnp.full(x.shape[:1], t), labels), None)
         return jax.lax.scan(call, noise, times)[0]
 
     with_sampler = timing.seconds(lambda: sampled(parameters, rows, noise, labels), repeats)
@@ -64,7 +66,7 @@ def main() -> None:
     repeats, rows = given.repeats or (3 if given.small else 10), []
     for network, usual in BATCHES.items():
         batch = given.batch_size or (4 if given.small else usual)
-        one = settings(network, "lambda 0", batch, "none", given.small)
+        one = settings(network, "lambda 0", batch, "auto", given.small)
         one = dataclasses.replace(one, sampler=SamplerSettings(steps=STEPS, extrapolation_ratio=0.2))
         row = {"network": network + (" cut small" if given.small else "")} | measure(one, batch, repeats)
         theirs = published.sampler(given.published, one, batch, repeats) if given.published else published.NOT_RUN

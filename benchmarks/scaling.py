@@ -22,7 +22,8 @@ from tests.training.small import small_config
 from ucgm_jax import config as config_module
 from ucgm_jax.data import pipeline, sources
 from ucgm_jax.networks import names
-from ucgm_jax.training import optimizers, sharding
+from ucgm_jax.parallel import meshes
+from ucgm_jax.training import optimizers
 from ucgm_jax.training import state as state_module
 from ucgm_jax.training.step import compile_step
 
@@ -54,16 +55,16 @@ def train(changes: dict, shape: tuple[int, int, int], steps: int) -> tuple[list[
     depth = {"network__depth": 1} if "network__num_heads" in changes else {}
     mesh_changes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), shape, strict=True))
     settings = config_module.build(small_config(**{**depth, **changes, **mesh_changes}))
-    mesh = sharding.make_mesh(settings.mesh, jax.devices()[: math.prod(shape)])
+    mesh = meshes.make_mesh(settings.mesh, jax.devices()[: math.prod(shape)])
     source = sources.build(settings.data)
-    network = names.build(settings.network, source.shape, source.num_classes)
+    network = names.build(settings.network, source.spec.shape, source.spec.num_classes)
     optimizer = optimizers.build(settings.optimizer)
     abstract = state_module.abstract(network, optimizer, settings.objective)
     shardings = state_module.shardings(abstract, optimizer, mesh)
     create = lambda key: state_module.create(network.init(key), None, optimizer, settings.objective)
     state = jax.jit(create, out_shardings=shardings)(jax.random.key(1))
     host = pipeline.batches(source, batch_size=settings.train.batch_size, seed=0)
-    batches = pipeline.to_devices(host, sharding.batch_sharding(mesh))
+    batches = pipeline.to_devices(host, meshes.batch_sharding(mesh))
     start = time.monotonic()
     step = compile_step(settings, network, optimizer, mesh, shardings).lower(state, next(batches)).compile()
     compiling = time.monotonic() - start
@@ -87,11 +88,11 @@ def main(argv: list[str]) -> int:
     jax.config.update("jax_num_cpu_devices", 8)
     kept = json.loads(pathlib.Path(given.out).read_text())["rows"] if pathlib.Path(given.out).exists() else []
     rows = [row for row in kept if given.only not in row["case"]]
-    for case, (changes, meshes) in CASES.items():
+    for case, (changes, shapes) in CASES.items():
         if given.only not in case:
             continue
         reference = None
-        for shape in meshes:
+        for shape in shapes:
             losses, seconds, compiling = train(changes, shape, given.steps)
             reference = reference or losses
             difference = float(np.max(np.abs(np.divide(losses, reference) - 1)))

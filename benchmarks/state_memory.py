@@ -34,22 +34,26 @@ def child(phase: str, workdir: str, index: int, count: int, port: int) -> None:
     """One process: makes and saves the state, or restores it; prints peaks in MB over what it had before."""
     import jax
 
-    from ucgm_jax.training import checkpoints, loop
+    from ucgm_jax import config as configuration
+    from ucgm_jax.checkpoints.writing import Checkpoints
+    from ucgm_jax.data import sources
+    from ucgm_jax.training.run import Run
 
     if count > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
-    run = loop.Run(small_config(**CONFIG, mesh__fsdp=count, mesh__data=1))
-    saved = checkpoints.Checkpoints(pathlib.Path(workdir), 1)
+    settings = configuration.build(small_config(**CONFIG, mesh__fsdp=count, mesh__data=1))
+    run = Run(settings, sources.build(settings.data))
+    saved = Checkpoints(pathlib.Path(workdir), 1)
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.abstract)) / MB
     before, result = peak(), {"whole": whole}
     if phase == "make":
         state = jax.block_until_ready(run.start())
         result["make"] = peak() - before
-        saved.save(1, state, 0, run.config)
+        saved.save(1, state.items(), 0, settings, run.model.spec)
         saved.close()
         result["save"] = peak() - before
     else:
-        jax.block_until_ready(saved.restore(1, run.abstract, run.shardings)[0])
+        jax.block_until_ready(run.resume(saved, 1)[0])
         result["restore"] = peak() - before
         saved.close()
     print(json.dumps(result))

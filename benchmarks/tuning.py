@@ -8,16 +8,17 @@ label agreement at two steps, before and after.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import pathlib
 import platform
 import tempfile
 
+import ucgm_jax
 from configs import digits, digits_few_step
+from ucgm_jax import config as configuration
 from ucgm_jax import errors
-from ucgm_jax.evaluation.pixels import judge_checkpoint
-from ucgm_jax.training import checkpoints, loop
+from ucgm_jax.commands.train import train
+from ucgm_jax.evaluation import pixels
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "tuning.json"
 CASES = (("SiT-S/2", "Linear"), ("LightningDiT-S/2", "ReLinear"))
@@ -30,26 +31,26 @@ def tune(network: str, transport: str, folder: pathlib.Path) -> dict:
     for config in (multi_step, few_step):
         config.network.name, config.transport = network, transport
     few_step.train.init_from = str(folder / "multi_step")
-    loop.train(multi_step, folder / "multi_step")
-    loop.train(few_step, folder / "few_step")
+    train(configuration.build(multi_step), folder / "multi_step")
+    train(configuration.build(few_step), folder / "few_step")
 
-    before, after = checkpoints.find(folder / "multi_step"), checkpoints.find(folder / "few_step")
+    before, after = ucgm_jax.load(folder / "multi_step"), ucgm_jax.load(folder / "few_step")
     # Two steps of the multi-step model get the same second time as the tuned one: its best case.
-    two_steps = dataclasses.replace(before.settings.sampler, steps=2, gaps=after.settings.sampler.gaps)
+    two_steps = before.with_sampler(steps=2, gaps=after.settings.sampler.gaps)
     figures = {
-        "multi-step model, 30 steps": judge_checkpoint(before, before.settings.sampler, SAMPLES)[0],
-        "multi-step model, 2 steps": judge_checkpoint(before, two_steps, SAMPLES)[0],
-        "tuned model, 2 steps": judge_checkpoint(after, after.settings.sampler, SAMPLES)[0],
+        "multi-step model, 30 steps": pixels.of_model(before, SAMPLES)[0],
+        "multi-step model, 2 steps": pixels.of_model(two_steps, SAMPLES)[0],
+        "tuned model, 2 steps": pixels.of_model(after, SAMPLES)[0],
     }
     ratio = figures["tuned model, 2 steps"]["frechet"] / figures["multi-step model, 2 steps"]["frechet"]
     return {"network": network, "transport": transport, "figures": figures, "frechet_ratio_at_2_steps": ratio}
 
 
-def main(argv: list[str]) -> int:
+def main() -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default=str(RESULTS))
-    given = parser.parse_args(argv[1:])
+    given = parser.parse_args()
     errors.set_up_logging()
     rows = []
     for network, transport in CASES:
@@ -60,8 +61,7 @@ def main(argv: list[str]) -> int:
     path = pathlib.Path(given.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    main()

@@ -4,5 +4,5 @@ from ucgm_jax import config
 
 
 def get_config():
-    """Every key that a config may have; `ucgm_jax/config.py` says what each means."""
+    """Every key that a config may have; `ucgm configs base` prints what each means."""
     return config.default_config()

@@ -1,6 +1,6 @@
 """Writes docs/results.md from the configs and docs/measured.json: python -m docs.results [--add ROW=results.json].
 
---add takes the figures of a results file of `ucgm_jax.evaluate` into docs/measured.json first.
+--add takes the figures of a results file of `ucgm evaluate` into docs/measured.json first.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ project. `40x2` is 40 steps with guidance. 'Not measured here' means that nobody
 the published weights and the reference statistics have to be fetched by hand. To fill a row (more in
 [evaluation](evaluation.md)):
 
-    python -m ucgm_jax.convert --help         # the published weights to a checkpoint, once
-    python -m ucgm_jax.evaluate --checkpoint=CHECKPOINT --config=configs/ROW.py --out=FOLDER \\
+    ucgm convert --help         # the published weights to a checkpoint, once
+    ucgm evaluate --checkpoint=CHECKPOINT --config=ROW --out=FOLDER \\
         --inception=pt_inception-2015-12-05-6726825d.pth --reference=in1k256_fid_ref.npz \\
         --autoencoder-weights=AUTOENCODER.safetensors --statistics=latents_stats.npz
     python -m docs.results --add ROW=FOLDER/results.json

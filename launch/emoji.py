@@ -16,14 +16,14 @@ import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from PIL import Image
 
-from ucgm_jax import errors
+from ucgm_jax.commands import flags
 from ucgm_jax.data.images import to_rgb
 from ucgm_jax.errors import UserError
 
@@ -114,18 +114,27 @@ def prepare(package: pathlib.Path, out: pathlib.Path) -> dict[str, int]:
     return counts
 
 
-def main(argv: list[str]) -> int:
-    """The command; see the module's docstring."""
-    parser = errors.CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--package", required=True, help="the package's folder, or its .tgz")
-    parser.add_argument("--out", default="runs/emoji/images", help="folder to make")
-    given = parser.parse_args(argv[1:])
-    counts = prepare(pathlib.Path(given.package), pathlib.Path(given.out))
+def parser() -> flags.Parser:
+    """All flags."""
+    result = flags.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--package", required=True, help="the package's folder, or its .tgz")
+    result.add_argument("--out", default="runs/emoji/images", help="folder to make")
+    return result
+
+
+def run(package: str, out: str) -> None:
+    """Writes the class folders and prints how many pictures each has."""
+    counts = prepare(pathlib.Path(package), pathlib.Path(out))
     for label, (name, count) in enumerate(sorted(counts.items())):
         print(f"{label}  {name:<20}{count:>6}")
-    print(f"{sum(counts.values())} images of {len(counts)} classes: {given.out}")
-    return 0
+    print(f"{sum(counts.values())} images of {len(counts)} classes: {out}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; see the module's docstring."""
+    known = parser()
+    return flags.run(known, lambda: run(**vars(known.parse_args(arguments))))
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    sys.exit(main(sys.argv[1:]))

@@ -5,7 +5,7 @@
 #   bash launch/emoji.sh           configs/emoji_small.py: 32 x 32, 32 minutes on two CPU cores
 #   bash launch/emoji.sh emoji     configs/emoji.py: 64 x 64, for a GPU
 #
-# Further arguments go to ucgm_jax.train. EMOJI_PACKAGE names a tarball that is already here.
+# Further arguments go to ucgm train. EMOJI_PACKAGE names a tarball that is already here.
 source "$(dirname "$0")/environment.sh"
 config="${1:-emoji_small}"
 shift || true
@@ -24,5 +24,5 @@ if [ ! -d runs/emoji/images ]; then
   fi
   python launch/emoji.py --package="$package" --out=runs/emoji/images
 fi
-python -m ucgm_jax.train --config="configs/$config.py" --workdir="runs/emoji/$config" "$@"
-python -m ucgm_jax.sample --checkpoint="runs/emoji/$config" --count=60 --out=runs/emoji/samples.png
+python -m ucgm_jax train --config="$config" --workdir="runs/emoji/$config" "$@"
+python -m ucgm_jax sample --checkpoint="runs/emoji/$config" --count=60 --out=runs/emoji/samples.png

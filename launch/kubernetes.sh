@@ -2,7 +2,7 @@
 # Trains on Kubernetes as an indexed Job, one process a pod: fills in launch/kubernetes.yaml and applies it.
 #
 #   launch/kubernetes.sh [--dry-run] --image=IMAGE --claim=CLAIM --pods=N --gpus=N [--name=ucgm] \
-#     -- --config=configs/... --workdir=/shared/run [--config.key=value ...]
+#     -- --config=NAME --workdir=/shared/run [--config.key=value ...]
 #
 # The image has the checkout as its working folder; the claim is mounted as /shared in every pod; --gpus counts those of
 # one pod. For a TPU slice of GKE, in place of --gpus:
@@ -12,6 +12,12 @@
 # --dry-run prints the manifest and, as comments, what would start in which pod, with CPU devices in place of the
 # accelerators; it needs neither kubectl nor a cluster. See docs/many_hosts.md.
 set -euo pipefail
+
+for argument in "$@"; do
+  case "$argument" in
+    *$'\n'* | *$'\r'*) printf 'error: %q: a flag must not hold a line break\n' "$argument" >&2; exit 2 ;;
+  esac
+done
 
 refuse() { # message
   echo "error: $1" >&2
@@ -27,7 +33,7 @@ while [ $# -gt 0 ] && [ "$1" != "--" ]; do
       key="${key#--}"
       printf -v "${key//-/_}" %s "${1#*=}"
       ;;
-    *) refuse "$1: must be a flag of launch/kubernetes.sh, KEY=VALUE; those of ucgm_jax.train come after --" ;;
+    *) refuse "$1: must be a flag of launch/kubernetes.sh, KEY=VALUE; those of ucgm train come after --" ;;
   esac
   shift
 done
@@ -59,10 +65,10 @@ for flag in "$@"; do
     --workdir=*) workdir="${flag#*=}" ;;
   esac
 done
-[ -n "$config" ] || refuse "--config: must name a config file, such as configs/digits.py; it comes after --"
+[ -n "$config" ] || refuse "--config: must name a config, such as digits; it comes after --"
 check --workdir "$workdir" '/shared/.+' "must be a folder in /shared, where the claim is mounted; it comes after --"
 
-manifest() { # flags of ucgm_jax.train
+manifest() { # flags of ucgm train
   local line flag other=TPUs
   [ -z "$tpus" ] || other=GPUs
   while IFS= read -r line; do
@@ -102,5 +108,5 @@ for ((index = 0; index < pods; index++)); do
   fi
   echo "# $name-$index.$name:"
   env "${told[@]}" JAX_PLATFORMS=cpu "JAX_NUM_CPU_DEVICES=${gpus:-$tpus}" \
-    python -m ucgm_jax.train ${flags[@]+"${flags[@]}"} "$@" --dry-run | sed 's/^/#   /'
+    python -m ucgm_jax train ${flags[@]+"${flags[@]}"} "$@" --dry-run | sed 's/^/#   /'
 done

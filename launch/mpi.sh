@@ -1,16 +1,22 @@
 #!/usr/bin/env bash
 # Trains under Open MPI, one process a host, and again for as long as the run is preempted.
 #
-#   launch/mpi.sh [--dry-run] HOST,HOST,... -- --config=configs/... --workdir=/shared/run [--config.key=value ...]
+#   launch/mpi.sh [--dry-run] HOST,HOST,... -- --config=NAME --workdir=/shared/run [--config.key=value ...]
 #
 # The checkout has to lie at the same place on every host. --dry-run prints what would start and starts nothing.
 # See docs/many_hosts.md.
 set -euo pipefail
 
+for argument in "$@"; do
+  case "$argument" in
+    *$'\n'* | *$'\r'*) printf 'error: %q: a flag must not hold a line break\n' "$argument" >&2; exit 2 ;;
+  esac
+done
+
 dry=""
 if [ "${1:-}" = "--dry-run" ]; then dry=1; shift; fi
 if [ $# -lt 3 ] || [ "$2" != "--" ]; then
-  echo "error: usage: launch/mpi.sh [--dry-run] HOST,HOST,... -- FLAGS OF ucgm_jax.train" >&2
+  echo "error: usage: launch/mpi.sh [--dry-run] HOST,HOST,... -- FLAGS OF ucgm train" >&2
   exit 2
 fi
 hosts="$1"
@@ -19,7 +25,7 @@ IFS=, read -ra names <<<"$hosts"
 coordinator="${names[0]}:8476"
 # A process uses all cores of its host: mpirun would tie it to one of them. PATH: the same Python on every host.
 command=(mpirun --host "${hosts//,/:1,}:1" --map-by node --bind-to none -x PATH -np "${#names[@]}"
-  python -m ucgm_jax.train "--coordinator=$coordinator" "$@")
+  python -m ucgm_jax train "--coordinator=$coordinator" "$@")
 
 if [ -n "$dry" ]; then
   printf '%q ' "${command[@]}"
@@ -27,7 +33,7 @@ if [ -n "$dry" ]; then
   for index in "${!names[@]}"; do
     echo "${names[$index]}:"
     OMPI_COMM_WORLD_RANK="$index" OMPI_COMM_WORLD_SIZE="${#names[@]}" \
-      python -m ucgm_jax.train "--coordinator=$coordinator" "$@" --dry-run | sed 's/^/  /'
+      python -m ucgm_jax train "--coordinator=$coordinator" "$@" --dry-run | sed 's/^/  /'
   done
   exit 0
 fi

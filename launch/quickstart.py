@@ -1,50 +1,51 @@
-"""The quickstart: trains a multi-step model on real digits, tunes it to few steps, samples and judges both.
+"""The quickstart: trains a multi-step model on real digits, tunes it to few steps, samples and measures both.
 
 Run by launch/quickstart.sh. Leaves samples.png and results.json in the folder given, and the two work folders.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+import ucgm_jax
 from configs import digits, digits_few_step
+from ucgm_jax import config as configuration
 from ucgm_jax import errors
-from ucgm_jax.config import Settings
+from ucgm_jax.commands import flags
+from ucgm_jax.commands.train import train
 from ucgm_jax.data import sources
-from ucgm_jax.evaluation import pictures
-from ucgm_jax.evaluation.generate import balanced_labels
-from ucgm_jax.evaluation.pixels import judge_checkpoint
-from ucgm_jax.method.sampler import SamplerSettings
-from ucgm_jax.training import checkpoints, loop
+from ucgm_jax.evaluation import pixels
+from ucgm_jax.model import Model
+from ucgm_jax.sampling import pictures
+from ucgm_jax.sampling.labels import balanced_labels
 
 STEPS = (30, 8, 2, 1)
 SAMPLES = 1000
 
 
-def sampler_settings(settings: Settings, steps: int) -> SamplerSettings:
-    """The model's own sampler at another number of steps.
+def with_steps(model: Model, steps: int) -> Model:
+    """The model with its own sampler at another number of steps.
 
     In two steps the second has to start well before the data, whichever model it is: a uniform grid from noise to data
     would put it where nothing is left to do.
     """
-    end_gap = 0.5 if steps == 2 else settings.sampler.gaps[1]
-    return dataclasses.replace(settings.sampler, steps=steps, gaps=(settings.sampler.gaps[0], end_gap))
+    start_gap, end_gap = model.settings.sampler.gaps
+    return model.with_sampler(steps=steps, gaps=(start_gap, 0.5 if steps == 2 else end_gap))
 
 
-def judge(workdir: pathlib.Path, seed: int) -> tuple[dict[str, dict[str, float]], dict[int, np.ndarray]]:
+def measure(workdir: pathlib.Path, seed: int) -> tuple[dict[str, dict[str, float]], dict[int, np.ndarray]]:
     """Figures and samples of the evaluation average of a work folder, by number of steps."""
-    found = checkpoints.find(workdir)
-    judged = {steps: judge_checkpoint(found, sampler_settings(found.settings, steps), SAMPLES, seed) for steps in STEPS}
-    return {str(n): figures for n, (figures, _) in judged.items()}, {n: x for n, (_, x) in judged.items()}
+    model = ucgm_jax.load(workdir)
+    measured = {steps: pixels.of_model(with_steps(model, steps), SAMPLES, seed) for steps in STEPS}
+    return {str(n): figures for n, (figures, _) in measured.items()}, {n: x for n, (_, x) in measured.items()}
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
@@ -66,32 +67,41 @@ def sheet(samples: dict[str, dict[int, np.ndarray]]) -> np.ndarray:
     return pictures.captioned({name: pictures.grid(pictures.to_uint8(x), len(columns), 5) for name, x in rows.items()})
 
 
-def main(argv: list[str]) -> int:
-    """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", default="runs/quickstart")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(argv[1:])
-    errors.set_up_logging()
-    out, start = pathlib.Path(given.out), time.monotonic()
+def parser() -> flags.Parser:
+    """All flags."""
+    result = flags.Parser(description=__doc__)
+    result.add_argument("--out", default="runs/quickstart")
+    result.add_argument("--seed", type=int, default=0)
+    return result
 
+
+def run(out: str, seed: int) -> None:
+    """Trains, tunes and measures; leaves everything in the folder `out`."""
+    folder = pathlib.Path(out)
+    errors.set_up_logging()
+    start = time.monotonic()
     multi_step, few_step = digits.get_config(), digits_few_step.get_config()
-    multi_step.seed = few_step.seed = given.seed
-    few_step.train.init_from = str(out / "multi_step")
+    multi_step.seed = few_step.seed = seed
+    few_step.train.init_from = str(folder / "multi_step")
     results, samples = {}, {}
     for name, config in (("multi_step", multi_step), ("few_step", few_step)):
         print(f"{name}: training for {config.train.steps} steps", flush=True)
-        loop.train(config, out / name)
-        results[name], samples[name] = judge(out / name, given.seed)
+        train(configuration.build(config), folder / name)
+        results[name], samples[name] = measure(folder / name, seed)
 
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    pictures.save(sheet(samples), out / "samples.png")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    pictures.save(sheet(samples), folder / "samples.png")
     print(table(results))
-    print(f"{out / 'samples.png'}: real digits in the first row, then a row for each line of the table")
+    print(f"{folder / 'samples.png'}: real digits in the first row, then a row for each line of the table")
     print(f"{time.monotonic() - start:.0f} s in all")
-    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; see the module's docstring."""
+    known = parser()
+    return flags.run(known, lambda: run(**vars(known.parse_args(arguments))))
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    sys.exit(main(sys.argv[1:]))

@@ -1,24 +1,34 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU pod: runs one command on every host of it, and again for as long as the run is preempted.
 #
-#   launch/tpu_pod.sh [--dry-run] NAME ZONE -- --config=configs/... --workdir=/shared/run [--config.key=value ...]
+#   launch/tpu_pod.sh [--dry-run] NAME ZONE -- --config=NAME --workdir=/shared/run [--config.key=value ...]
 #
 # NAME and ZONE are the TPU's; the checkout has to lie in ~/ucgm_jax on every host (or in UCGM_CHECKOUT), and
 # --workdir on a file system that all hosts share. UCGM_PYTHON names the hosts' Python (3.11 or newer; python3).
 # --dry-run prints the commands and starts nothing. See docs/many_hosts.md.
 set -euo pipefail
 
+for argument in "$@"; do
+  case "$argument" in
+    *$'\n'* | *$'\r'*) printf 'error: %q: a flag must not hold a line break\n' "$argument" >&2; exit 2 ;;
+  esac
+done
+
 dry=""
 if [ "${1:-}" = "--dry-run" ]; then dry=1; shift; fi
 if [ $# -lt 4 ] || [ "$3" != "--" ]; then
-  echo "error: usage: launch/tpu_pod.sh [--dry-run] NAME ZONE -- FLAGS OF ucgm_jax.train" >&2
+  echo "error: usage: launch/tpu_pod.sh [--dry-run] NAME ZONE -- FLAGS OF ucgm train" >&2
   exit 2
 fi
 name="$1" zone="$2"
 shift 3
 flags="$(printf '%q ' "$@")"
+checkout="${UCGM_CHECKOUT:-~/ucgm_jax}" home=""
+if [[ "$checkout" == "~/"* ]]; then home="~/" checkout="${checkout:2}"; fi # which the hosts' shells make their home of
+printf -v checkout '%q' "$checkout"
+printf -v python '%q' "${UCGM_PYTHON:-python3}"
 # --coordinator=auto: JAX asks the TPU's metadata server which hosts there are.
-remote="cd ${UCGM_CHECKOUT:-~/ucgm_jax} && ${UCGM_PYTHON:-python3} -m ucgm_jax.train --coordinator=auto ${flags% }"
+remote="cd $home$checkout && $python -m ucgm_jax train --coordinator=auto ${flags% }"
 command=(gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$remote")
 
 if [ -n "$dry" ]; then

@@ -1,13 +1,21 @@
 """Running a command as its user does."""
 
-import pytest
+from ucgm_jax.commands import flags
+from ucgm_jax.errors import UserError
 
-from ucgm_jax import errors
+
+def call(command, arguments, monkeypatch, capsys):
+    """Exit code and stderr of a module of `ucgm_jax.commands`."""
+    del monkeypatch
+    parser = command.parser()
+    code = flags.run(parser, lambda: command.run(parser, list(arguments)))
+    return code, capsys.readouterr().err
 
 
-def call(main, arguments, monkeypatch, capsys):
-    """Exit code and stderr of a command."""
-    monkeypatch.setattr("sys.argv", ["command", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        errors.run(main)
-    return stop.value.code, capsys.readouterr().err
+def invoke(command, *arguments):
+    """What a module of `ucgm_jax.commands` returns; its mistakes are raised as the user reads them."""
+    parser = command.parser()
+    try:
+        return command.run(parser, [str(one) for one in arguments])
+    except UserError as error:
+        raise UserError(parser.spelled(str(error))) from error

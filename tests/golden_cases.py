@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ucgm_jax.conversion.safetensors_format import SafetensorsFile
+from ucgm_jax.files.safetensors import SafetensorsFile
 from ucgm_jax.method import transports
 from ucgm_jax.method.objective import ObjectiveSettings
 from ucgm_jax.method.sampler import SamplerSettings

@@ -24,11 +24,11 @@ REFUSED = {
         ("optimizer.weight_decay", NAN),
         ("optimizer.epsilon", INF),
         ("optimizer.max_gradient_norm", NAN),
+        ("network.unroll", -1),
         ("train.checkpoint_every", -1),
         ("evaluation.step", -1),
     ],
     "at least 1": [
-        ("network.unroll", 0),
         ("data.read_threads", -3),
         ("train.steps", 0),
         ("evaluation.samples", 0),

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from tests.autoencoders import cases as autoencoder_cases
+from tests.commands import invoke
 from tests.golden_cases import GOLDEN, NETWORK_NAMES, golden_network, golden_state, meta
-from ucgm_jax import convert, sample
-from ucgm_jax.autoencoders import names as autoencoder_names
-from ucgm_jax.autoencoders import weights
-from ucgm_jax.conversion import families, files, store
+from ucgm_jax.autoencoders import published as autoencoder_names
+from ucgm_jax.checkpoints import autoencoder_weights, converted, reading
+from ucgm_jax.commands import convert, sample
+from ucgm_jax.conversion import families, torch_files
 from ucgm_jax.errors import UserError
-from ucgm_jax.training import checkpoints
+from ucgm_jax.files import checksums
 
 
 def flags(case: str, name: str = "") -> list[str]:
@@ -37,7 +38,7 @@ def flags(case: str, name: str = "") -> list[str]:
 
 
 def run(*arguments) -> None:
-    convert.main(["convert", *map(str, arguments)])
+    invoke(convert, *arguments)
 
 
 def golden_file(case: str) -> pathlib.Path:
@@ -45,12 +46,12 @@ def golden_file(case: str) -> pathlib.Path:
 
 
 def write(path: pathlib.Path, state: dict) -> pathlib.Path:
-    files.write(path, {key: (tensor.dtype.name, tensor.shape) for key, tensor in state.items()}, state.items())
+    torch_files.write(path, {key: (tensor.dtype.name, tensor.shape) for key, tensor in state.items()}, state.items())
     return path
 
 
 def read(path: pathlib.Path, family: str) -> dict[str, np.ndarray]:
-    return {key: np.array(tensor) for key, tensor in files.read(path, family).state.items()}
+    return {key: np.array(tensor) for key, tensor in torch_files.read(path, family).state.items()}
 
 
 @pytest.mark.parametrize("case, dtype", [("ddt_p2", np.float32), ("lightningdit_p1", ml_dtypes.bfloat16)])
@@ -85,14 +86,14 @@ def test_autoencoder_there_and_back_bit_for_bit(tmp_path, capsys, small_autoenco
     assert back.keys() == state.keys()
     for key, tensor in state.items():
         assert back[key].dtype == tensor.dtype and back[key].tobytes() == tensor.tobytes(), key
-    direct, stored = (weights.load(small_autoencoder, path) for path in (source, folder))
+    direct, stored = (autoencoder_weights.load(small_autoencoder, path) for path in (source, folder))
     assert jax.tree.all(jax.tree.map(np.array_equal, direct, stored))
-    assert weights.checksum(folder) == weights.checksum(folder) != weights.checksum(source)
+    assert checksums.sha256(folder) == checksums.sha256(folder) != checksums.sha256(source)
     with pytest.raises(UserError, match="holds no checkpoint"):
-        checkpoints.find(folder)
+        reading.find(folder)
     other = dataclasses.replace(small_autoencoder, name="e2evavae_f16d32")
     with pytest.raises(UserError, match="holds vavae_f16d32, must hold e2evavae_f16d32"):
-        weights.load(other, folder)
+        autoencoder_weights.load(other, folder)
     for flags_, message in (
         (["--autoencoder=e2evavae_f16d32"], "--autoencoder=e2evavae_f16d32: --from="),
         (["--network=TiT-S/2"], "--network=TiT-S/2: is for networks, not for vavae_f16d32"),
@@ -123,7 +124,7 @@ def test_training_checkpoint_of_pytorch(tmp_path, capsys):
     torch.save(content | {"ema": model, "args": argparse.Namespace(a=1)}, tmp_path / "w.pt")
     run(*flags("sit_p2"), f"--from={tmp_path / 'w.pt'}", f"--to={tmp_path / 'folder'}", "--weights=model")
     assert "not converted: args, ema" in capsys.readouterr().out
-    first = store.stored_parameters(tmp_path / "folder" / "first_moment", network.abstract_parameters)
+    first = converted.stored_parameters(tmp_path / "folder" / "first_moment", network.abstract_parameters)
     for leaf in jax.tree.leaves(first):
         np.testing.assert_allclose(np.asarray(leaf), 0.05, rtol=1e-5)
     run(f"--from={tmp_path / 'folder'}", f"--to={tmp_path / 'back.pth'}")
@@ -145,10 +146,10 @@ def test_verify_prints_the_differences(tmp_path, capsys):
 
 def test_the_folder_serves_sampling(tmp_path):
     run(*flags("lightningdit_p1"), f"--from={golden_file('lightningdit_p1')}", f"--to={tmp_path / 'folder'}")
-    found = checkpoints.find(tmp_path / "folder")
+    found = reading.find(tmp_path / "folder")
     assert found.settings.transport == "ReLinear" and found.settings.network.name == "LightningDiT-S/1"
     command = [f"--checkpoint={tmp_path / 'folder'}", f"--out={tmp_path / 'x.npz'}", "--labels=1-2", "--count=8"]
-    sample.main(["sample", *command, "--steps=2", "--guidance-scale=4", "--guidance-interval=0.1,0.9"])
+    invoke(sample, *command, "--steps=2", "--guidance-scale=4", "--guidance-interval=0.1,0.9")
     with np.load(tmp_path / "x.npz") as samples:
         assert samples["x"].shape == (8, 4, 4, 8) and np.isfinite(samples["x"]).all() and samples["x"].std() > 0.1
 
@@ -209,7 +210,10 @@ def test_truncated_file(tmp_path):
         (["--from=none.pt", *flags("tit_p2"), "--depth=-2"], "--depth=-2: must be at least 0"),
         (["--from=none.pt", *flags("tit_p2"), "--hidden-size=-8"], "--hidden-size=-8: must be at least 0"),
         (["--from=none.pt", *flags("tit_p2"), "--weights=best"], "--weights: invalid choice"),
-        (["--from=none.pt", *flags("tit_p2"), "--verify=none.npz"], "--verify=none.npz: must be an .npz file"),
+        (
+            ["--from=none.pt", *flags("tit_p2"), "--verify=none.npz"],
+            "--verify=none.npz: no such file; must be an .npz file",
+        ),
         ([*flags("tit_p2")], "--from"),
     ],
 )
@@ -271,9 +275,10 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "write_parameters", full)
-    message = refused(tmp_path, *flags("tit_p2"), f"--from={golden_file('tit_p2')}")
-    assert message.endswith("No space left on device")
+    monkeypatch.setattr(converted, "write_parameters", full)
+    with pytest.raises(OSError, match="No space left on device") as stop:
+        run("--to", tmp_path / "folder", *flags("tit_p2"), f"--from={golden_file('tit_p2')}")
+    assert stop.value.filename == str(tmp_path / "folder") and not list(tmp_path.iterdir())
 
 
 def test_a_pickle_with_code_ends_the_process_with_one_line(tmp_path):
@@ -287,7 +292,7 @@ def test_a_pickle_with_code_ends_the_process_with_one_line(tmp_path):
         {"a": Code(), **{key: torch.zeros(1) for key in families.torch_shapes(golden_network("tit_p2"))}},
         tmp_path / "w.pt",
     )
-    command = [sys.executable, "-m", "ucgm_jax.convert", *flags("tit_p2"), f"--from={tmp_path / 'w.pt'}"]
+    command = [sys.executable, "-m", "ucgm_jax", "convert", *flags("tit_p2"), f"--from={tmp_path / 'w.pt'}"]
     done = subprocess.run([*command, f"--to={tmp_path / 'folder'}"], capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.count("\n") == 1 and "w.pt: holds code (" in done.stderr

@@ -1,5 +1,6 @@
 """An exported sampler: the same samples to the last bit, in a process that has not imported the training code."""
 
+import json
 import subprocess
 import sys
 
@@ -8,13 +9,15 @@ import numpy as np
 import pytest
 
 from tests.training.small import small_config
-from ucgm_jax import config, export, exported
-from ucgm_jax.config import MeshSettings
-from ucgm_jax.evaluation.generate import Generator
+from ucgm_jax import config, exported
+from ucgm_jax.commands import export
 from ucgm_jax.exported import ExportedSampler
 from ucgm_jax.method import transports
 from ucgm_jax.networks import names
-from ucgm_jax.training import sharding
+from ucgm_jax.parallel import meshes
+from ucgm_jax.parallel.meshes import MeshSettings
+from ucgm_jax.sampling import exporting
+from ucgm_jax.sampling.generator import Generator
 
 FACTS = {"network": "TiT-S/4", "shape": (8, 8, 1), "num_classes": 10}
 
@@ -26,14 +29,14 @@ def made(tmp_path_factory):
         small_config(sampler__steps=3, sampler__stochasticity_ratio=0.5, guidance__scale=1.5, network__depth=1)
     )
     network = names.build(settings.network, (8, 8, 1), 10)
-    mesh = sharding.make_mesh(MeshSettings(), jax.devices()[:1])
+    mesh = meshes.make_mesh(MeshSettings(), jax.devices()[:1])
     generator = Generator(
         network, transports.get(settings.transport), settings.sampler, settings.guidance, mesh, batch_size=4
     )
     # Fresh weights predict 0 everywhere: the last layer starts at 0.
     parameters = jax.tree.map(lambda p: p + 0.05, network.init(jax.random.key(0)))
     path = tmp_path_factory.mktemp("exported") / "sampler.npz"
-    path.write_bytes(export.export(generator, parameters, FACTS, export.PLATFORMS))
+    np.savez(path, **exporting.export(generator, parameters, FACTS, export.PLATFORMS))
     return generator, parameters, path
 
 
@@ -130,3 +133,51 @@ def test_the_command_makes_the_folder(made, tmp_path, monkeypatch):
     exported.main()
     stored = np.load(out)
     assert stored["labels"].tolist() == [3, 7, 3] and stored["x"].shape == (3, 8, 8, 1)
+
+
+def _changed(made, path, **changes):
+    """The artifact with other arrays, sealed anew where "checksum" is among the changes, and other facts."""
+    with np.load(made[2]) as stored:
+        arrays = dict(stored)
+    facts = json.loads(arrays["facts"].tobytes()) | changes.pop("facts", {})
+    facts = {name: value for name, value in facts.items() if value is not ...}
+    arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    sealed = changes.pop("sealed", False)
+    arrays |= changes
+    if sealed:
+        arrays[exported.CHECKSUM] = exported.checksum(arrays)
+    else:
+        del arrays[exported.CHECKSUM]  # as version 0.1 wrote them
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"facts": {"num_classes": ...}}, "num_classes=None: must be a whole number"),
+        ({"facts": {"num_classes": "10"}}, "num_classes='10': must be a whole number"),
+        ({"facts": {"batch_size": 10**20}}, "batch_size=1"),
+        ({"facts": {"shape": [8, 8]}}, "shape=.8, 8.: must be height, width, channels"),
+        ({"facts": {"shape": [9, 9, 1]}}, "its programs take other arrays"),
+        ({"facts": {"fixed": 1}}, "its programs take other arrays"),
+        ({"samples": np.arange(200, dtype=np.uint8)}, "damaged: "),
+        ({"fixed_0000": np.zeros((3, 3), np.float32)}, "its programs take other arrays"),
+        ({"fixed_0000": np.full(4, np.nan, np.float32)}, "fixed_0000 has values that are not finite"),
+    ],
+)
+def test_artifacts_are_distrusted(made, tmp_path, sealed, changes, message):
+    _changed(made, tmp_path / "x.npz", sealed=sealed, **changes)
+    with pytest.raises(ValueError, match=message) as error:
+        ExportedSampler(tmp_path / "x.npz")
+    assert "\n" not in str(error.value)
+
+
+def test_facts_that_were_changed_do_not_fit_the_checksum(made, tmp_path):
+    with np.load(made[2]) as stored:
+        arrays = dict(stored)
+    facts = json.loads(arrays["facts"].tobytes()) | {"num_classes": 1000}
+    arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(ValueError, match=r"x\.npz: damaged: its checksum is another"):
+        ExportedSampler(tmp_path / "x.npz")

@@ -13,17 +13,24 @@ import time
 import jax
 import pytest
 
-from ucgm_jax import hosts, train
+from tests.commands import invoke
+from ucgm_jax.commands import flags as flags_module
+from ucgm_jax.commands import train
 from ucgm_jax.errors import UserError
-from ucgm_jax.hosts import Hosts
+from ucgm_jax.parallel import hosts
+from ucgm_jax.parallel.hosts import Hosts
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def find(environment, *flags):
-    rest, given = hosts.take_flags(["command", *flags])
-    assert rest == ["command"]
-    return hosts.find(given, environment)
+    parser = flags_module.parser("command", "")
+    flags_module.add_hosts(parser)
+    try:
+        given = parser.parse_args(flags)
+        return hosts.find(given.coordinator, given.process_index, given.process_count, environment)
+    except UserError as error:
+        raise UserError(parser.spelled(str(error))) from error
 
 
 SLURM = {
@@ -94,9 +101,9 @@ def test_what_is_missing_is_named(environment, flags, message):
 
 def test_dry_run_says_what_would_start_and_writes_nothing(tmp_path, capsys):
     def call(*arguments):
-        return train.main([*command, *several, *arguments])
+        return invoke(train, *command, *several, *arguments)
 
-    command = ["train", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}", "--dry-run"]
+    command = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}", "--dry-run"]
     several = ["--coordinator=first:8476", "--process-index=3", "--process-count=4"]
     changes = ["--config.mesh.fsdp=4", "--config.mesh.tensor=2", "--config.train.gradient_accumulation=2"]
     assert call(*changes) == 0
@@ -109,17 +116,17 @@ def test_dry_run_says_what_would_start_and_writes_nothing(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="mesh.data=-1 x mesh.fsdp=3 x mesh.tensor=1: must multiply to the 32 devices"):
         call("--config.mesh.fsdp=3")
-    with pytest.raises(UserError, match="train.batch_size=64: must be a multiple of .* = 192"):
+    with pytest.raises(UserError, match="train.batch_size=64: must be a multiple of .* = 6 x 32"):
         call("--config.train.gradient_accumulation=6")
 
 
 JOIN = """
 import sys
 
-from ucgm_jax import hosts
+from ucgm_jax.parallel import hosts
 
 hosts.PORT = int(sys.argv.pop(1))
-hosts.start(hosts.find(hosts.take_flags(sys.argv)[1]))
+hosts.start(hosts.find(*sys.argv[1:2]))
 
 import jax
 import numpy as np
@@ -186,3 +193,36 @@ def test_sigusr1_is_passed_on_as_sigterm():
         for number, handler in zip((signal.SIGTERM, signal.SIGUSR1), before, strict=True):
             signal.signal(number, handler)
     assert seen == [signal.SIGTERM]
+
+
+class TestCoordinatorsThatDoNotAnswer:
+    """Each is said in a line at once, and ends with exit code 2 when its time is up."""
+
+    def start(self, *arguments, seconds=2):
+        program = f"""
+import sys
+from ucgm_jax.parallel import hosts
+hosts.START_SECONDS = {seconds}
+from ucgm_jax.commands import main
+sys.exit(main.main(["train", "--config=digits", "--workdir=/nowhere", "--process-count=2", *sys.argv[1:]]))
+"""
+        command = [sys.executable, "-c", program, *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=100, env=os.environ | {"JAX_PLATFORMS": "cpu"}
+        )
+
+    @pytest.mark.parametrize(
+        "coordinator", ["localhost:99999999", "localhost:0", "localhost:65536", "localhost", "a b:80", ":80"]
+    )
+    def test_addresses_that_are_none(self, coordinator):
+        with pytest.raises(UserError, match="coordinator=.*: must be HOST:PORT"):
+            hosts.find(coordinator, 1, 2, {})
+
+    def test_nobody_listens(self):
+        done = self.start(f"--coordinator=localhost:{free_port()}", "--process-index=1")
+        assert done.returncode == 2 and "waiting up to 2 s" in done.stderr
+        assert "error: --coordinator=localhost:" in done.stderr and "does not answer" in done.stderr.splitlines()[-1]
+
+    def test_not_all_processes_come(self):
+        done = self.start(f"--coordinator=localhost:{free_port()}", "--process-index=0", seconds=5)
+        assert done.returncode == 2 and "not all 2 processes came within 5 s" in done.stderr.splitlines()[-1]

@@ -2,7 +2,7 @@
 
 python -m ucgm_jax.exported --artifact=FILE.npz --labels=0-9 --count=80 --out=samples.npz
 
-An artifact is what `python -m ucgm_jax.export` writes: one file for processors, NVIDIA GPUs and TPUs, holding the
+An artifact is what `ucgm export` writes: one file for processors, NVIDIA GPUs and TPUs, holding the
 compiled-to-be program, the weights and the sampler's settings. This file can be copied elsewhere: it needs nothing else
 of the project.
 """
@@ -10,15 +10,29 @@ of the project.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import json
+import os
 import pathlib
-import zipfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 FORMAT = 1
+CHECKSUM = "checksum"
+PROGRAMS = ("noise", "samples")
+
+
+def checksum(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """SHA-256 (32,) uint8 over the names and bytes of an artifact's arrays, itself left out."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays.keys() - {CHECKSUM}):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode() + array.tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
 
 
 class ExportedSampler:
@@ -38,18 +52,28 @@ class ExportedSampler:
     def __init__(self, path: str | pathlib.Path):
         try:
             with np.load(path, allow_pickle=False) as stored:
-                self.facts: dict[str, Any] = json.loads(stored["facts"].tobytes())
-                known = self.facts["format"] == FORMAT
-                fixed = [stored[f"fixed_{number:04d}"] for number in range(self.facts["fixed"] if known else 0)]
-                programs = [stored[name].tobytes() for name in ("noise", "samples")] if known else []
+                arrays = {name: stored[name] for name in stored.files}
+            self.facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
+            known = self.facts["format"] == FORMAT
         # All that reading a foreign or a cut off file as .npz can raise; its own words talk of pickles.
-        except (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        except Exception as error:
             reason = getattr(error, "strerror", None) or "is not an exported sampler, or damaged"
             raise ValueError(f"{path}: {reason}") from error
         if not known:
-            raise ValueError(f"{path}: has format {self.facts['format']}, this program reads {FORMAT}")
+            raise ValueError(f"{path}: has format {str(self.facts['format'])[:20]}, this program reads {FORMAT}")
+        # Artifacts of the first version have none.
+        if CHECKSUM in arrays and not np.array_equal(arrays[CHECKSUM], checksum(arrays)):
+            raise ValueError(f"{path}: damaged: its checksum is another")
+        with _damaged(path):
+            _check_facts(self.facts)
+            fixed = [arrays[f"fixed_{number:04d}"] for number in range(self.facts["fixed"])]
+            for number, array in enumerate(fixed):
+                if array.dtype.kind in "fV" and not np.isfinite(np.asarray(array, np.float32)).all():
+                    raise ValueError(f"fixed_{number:04d} has values that are not finite")
+            programs = [jax.export.deserialize(bytearray(arrays[name].tobytes())) for name in PROGRAMS]
+            _check_programs(self.facts, fixed, *programs)
         self._fixed = jax.device_put(fixed)
-        self._noise, self._samples = (jax.jit(jax.export.deserialize(bytearray(one)).call) for one in programs)
+        self._noise, self._samples = (jax.jit(one.call) for one in programs)
 
     def check(self, labels: np.ndarray, *, seed: int = 0, first_index: int = 0) -> None:
         """Refuses what cannot be sampled.
@@ -83,14 +107,60 @@ class ExportedSampler:
         return np.concatenate(results)
 
 
-def _labels(text: str) -> list[int]:
-    result = []
+@contextlib.contextmanager
+def _damaged(path: str | pathlib.Path) -> Iterator[None]:
+    """Turns whatever damaged contents raise inside into one line."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path}: damaged: {' '.join(str(error).split())[:200] or type(error).__name__}") from error
+
+
+def _check_facts(facts: dict[str, Any]) -> None:
+    """Refuses facts that no export writes; what only informs may be missing."""
+    least = {"fixed": 0, "batch_size": 1, "num_classes": 0}
+    for name, lowest in least.items():
+        if type(facts.get(name)) is not int or not lowest <= facts[name] < 2**31:
+            raise ValueError(f"{name}={facts.get(name)!r:.40}: must be a whole number from {lowest}")
+    shape = facts.get("shape")
+    if not isinstance(shape, list) or len(shape) != 3 or any(type(one) is not int or one < 1 for one in shape):
+        raise ValueError(f"shape={shape!r:.40}: must be height, width, channels")
+
+
+def _check_programs(facts: dict[str, Any], fixed: list[np.ndarray], noise: Any, samples: Any) -> None:
+    """Refuses programs that take or give something else than the facts say."""
+    batch = (facts["batch_size"], *facts["shape"])
+    size = (facts["batch_size"],)
+    wanted = [*((array.shape, array.dtype) for array in fixed), ((), np.uint32), (size, np.int32), (size, np.uint32)]
+    wanted = [(tuple(shape), np.dtype(dtype)) for shape, dtype in [*wanted, (batch, np.float32)]]
+    takes = lambda program: [(tuple(one.shape), np.dtype(one.dtype)) for one in program.in_avals]
+    gives = lambda program: [tuple(one.shape) for one in program.out_avals]
+    if takes(samples) != wanted or takes(noise) != [wanted[-4], wanted[-2]]:
+        raise ValueError("its programs take other arrays than it holds")
+    if gives(samples) != [batch] or gives(noise) != [batch]:
+        raise ValueError("its programs give something else than samples of its shape")
+
+
+def _labels(text: str, classes: int) -> list[int]:
+    result: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
         if not first.isdecimal() or not (last or first).isdecimal():
-            raise ValueError(f"labels={text}: must be numbers such as 0-2,5")
-        result += range(int(first), int(last or first) + 1)
+            raise ValueError(f"labels={text:.100}: must be numbers such as 0-2,5")
+        numbers = [int(one) if len(one) < 10 else classes for one in (first, last or first)]
+        if max(numbers) >= classes:  # before a range is made of them
+            raise ValueError(f"labels: must be from 0 to {classes - 1}, at least one of them")
+        result += range(numbers[0], numbers[1] + 1)
     return result
+
+
+def _check_room(facts: dict[str, Any], count: int) -> None:
+    """Refuses a number of samples that this host's memory cannot hold."""
+    needs = 8 * count * int(np.prod(facts["shape"]))  # as made, and as written
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needs > has:
+            raise OverflowError(f"count={count}: needs {needs / 2**30:.0f} GiB, this host has {has / 2**30:.0f} GiB")
 
 
 def main() -> None:
@@ -105,18 +175,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     try:
-        out, labels = pathlib.Path(given.out), _labels(given.labels)
+        out = pathlib.Path(given.out)
         if out.suffix != ".npz":
             raise ValueError(f"out={out}: must end in .npz")
         if given.count < 0:
             raise ValueError(f"count={given.count}: must be at least 0")
         sample = ExportedSampler(given.artifact)
+        labels = _labels(given.labels, max(sample.facts["num_classes"], 1))
+        _check_room(sample.facts, given.count or len(labels))
         sample.check(labels, seed=given.seed)
         out.parent.mkdir(parents=True, exist_ok=True)  # before the work that it takes to have something to write
         labels = np.resize(np.asarray(labels, np.int32), given.count or len(labels))
         x = sample(labels, seed=given.seed)
         np.savez(out, x=x, labels=labels)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         parser.exit(2, f"error: {error}\n")
     except OSError as error:
         parser.exit(2, f"error: {error.filename or given.out}: {error.strerror or error}\n")

@@ -8,10 +8,10 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from tests.golden_cases import GOLDEN, channels_last
-from ucgm_jax.autoencoders import names
 from ucgm_jax.autoencoders.dcae import DCAESettings
 from ucgm_jax.autoencoders.interface import Autoencoder
 from ucgm_jax.autoencoders.kl import KLSettings
+from ucgm_jax.autoencoders.published import assemble
 from ucgm_jax.conversion import autoencoders as naming
 from ucgm_jax.conversion.tables import Parameters, to_flax
 
@@ -44,7 +44,7 @@ def published(case: str) -> dict[str, np.ndarray]:
 def load(case: str, **fields) -> tuple[Autoencoder, Parameters, dict[str, np.ndarray]]:
     """The autoencoder, its parameters, and the golden arrays with channels last."""
     family, options = SMALL[case]
-    autoencoder = names.assemble(case, family, options, **fields)
+    autoencoder = assemble(case, family, options, **fields)
     parameters = to_flax(naming.TABLES[family](options), published(case), autoencoder.abstract_parameters)
     arrays = {name: channels_last(x) for name, x in np.load(GOLDEN / "autoencoders" / f"{case}.npz").items()}
     return autoencoder, parameters, arrays

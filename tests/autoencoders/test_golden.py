@@ -6,7 +6,7 @@ import pytest
 
 from tests.autoencoders import cases
 from tests.golden_cases import relative_error
-from ucgm_jax.autoencoders import names
+from ucgm_jax.autoencoders import published
 
 
 @pytest.mark.parametrize("case", cases.SMALL)
@@ -29,7 +29,7 @@ def test_bfloat16_is_near_float32(case):
     _, parameters, golden = cases.load(case)
     family, options = cases.SMALL[case]
     options = type(options)(**{**vars(options), "dtype": jnp.bfloat16})
-    autoencoder = names.assemble(case, family, options)
+    autoencoder = published.assemble(case, family, options)
     mean, _ = jax.jit(autoencoder.moments)(parameters, golden["images"])
     expected = golden["latent"] if case == "dc_ae" else golden["mean"]
     assert mean.dtype == jnp.float32

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.autoencoders import cases
 from tests.golden_cases import relative_error
-from ucgm_jax.autoencoders import names, slices
+from ucgm_jax.autoencoders import published, slices
 from ucgm_jax.autoencoders.normalisation import Normalisation
 
 
@@ -54,15 +54,15 @@ def test_unit_images_reach_the_network_in_0_1(sampled):
 
 def test_normalisation_inverts_and_has_the_published_values():
     z = np.random.default_rng(0).normal(size=(3, 2, 2, 4)).astype(np.float32)
-    edm2 = names.build(names.AutoencoderSettings("edm2_sdvae_f8c4")).normalisation()
+    edm2 = published.build(published.AutoencoderSettings("edm2_sdvae_f8c4")).normalisation()
     np.testing.assert_allclose(edm2.apply(z)[..., 3], (z[..., 3] + 2.15) / 3.28 * 0.5, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(edm2.invert(edm2.apply(z)), z, rtol=1e-5, atol=1e-5)
-    sd = names.build(names.AutoencoderSettings("sdvae_ema_f8c4")).normalisation()
+    sd = published.build(published.AutoencoderSettings("sdvae_ema_f8c4")).normalisation()
     np.testing.assert_allclose(sd.apply(z), z * 0.18215, rtol=1e-6)
 
 
 def test_normalisation_by_the_data_set_needs_its_statistics():
-    autoencoder = names.build(names.AutoencoderSettings("vavae_f16d32"))
+    autoencoder = published.build(published.AutoencoderSettings("vavae_f16d32"))
     with pytest.raises(ValueError, match=r"vavae_f16d32: needs the mean and std"):
         autoencoder.normalisation()
     with pytest.raises(ValueError, match="4 channels, must be 32"):
@@ -83,20 +83,20 @@ def test_normalisation_by_the_data_set_needs_its_statistics():
     ],
 )
 def test_published_names(name, size, shape):
-    autoencoder = names.build(names.AutoencoderSettings(name))
+    autoencoder = published.build(published.AutoencoderSettings(name))
     assert autoencoder.latent_shape(size) == shape
     assert autoencoder.samples_posterior == (name in ("vavae_f16d32", "edm2_sdvae_f8c4"))
 
 
 def test_refusals_name_the_key_and_what_is_allowed():
     with pytest.raises(ValueError, match=r"autoencoder\.name='vavae': must be one of sdvae_f8c4, "):
-        names.AutoencoderSettings("vavae")
+        published.AutoencoderSettings("vavae")
     with pytest.raises(ValueError, match="image_size=250: must be a multiple of 8"):
-        names.build(names.AutoencoderSettings("sdvae_f8c4")).latent_shape(250)
+        published.build(published.AutoencoderSettings("sdvae_f8c4")).latent_shape(250)
 
 
 def test_identity_hands_images_through():
-    autoencoder = names.build(names.AutoencoderSettings("idae_f1c3"))
+    autoencoder = published.build(published.AutoencoderSettings("idae_f1c3"))
     parameters = autoencoder.init(jax.random.key(0))
     images = jnp.linspace(-1, 1, 2 * 4 * 4 * 3).reshape(2, 4, 4, 3)
     latents = autoencoder.encode(parameters, images)

@@ -13,12 +13,13 @@ from safetensors.numpy import save_file
 
 from tests.golden_cases import GOLDEN
 from ucgm_jax import config
-from ucgm_jax.autoencoders import names as autoencoders
+from ucgm_jax.autoencoders import published as autoencoders
 from ucgm_jax.data import manifest, sources
 from ucgm_jax.errors import UserError
-from ucgm_jax.evaluation import generate
+from ucgm_jax.files import json_files
 from ucgm_jax.method import sampler, transports
 from ucgm_jax.networks import names
+from ucgm_jax.sampling import generator
 from ucgm_jax.training import optimizers, step
 
 ROWS = json.loads((GOLDEN / "published_rows.json").read_text())
@@ -104,7 +105,7 @@ def test_figures_and_nfe_are_the_published_ones(row):
         assert text in settings.expected.note
     calls = sampler.network_calls(settings.sampler)
     transport = transports.get(settings.transport)
-    evaluations = generate.nfe(settings.sampler, settings.guidance, transport)
+    evaluations = generator.nfe(settings.sampler, settings.guidance, transport)
     if "nfe" in published:
         # Published code doubles the batch at every time; here times outside the interval cost one call.
         assert published["nfe"] == (f"{calls}x2" if settings.guidance.is_on else str(calls))
@@ -163,7 +164,7 @@ def test_a_folder_of_another_autoencoder_is_refused(tmp_path):
         other = "e2evavae_f16d32" if data.autoencoder == "vavae_f16d32" else "vavae_f16d32"
         classes, shape = tuple(map(str, range(1000))), (data.channels, side, side)
         stored = manifest.Manifest(other, "", 256, shape, classes, 2, "safetensors", ())
-        manifest.write_json(folder / "manifest.json", dataclasses.asdict(stored))
+        json_files.write(folder / "manifest.json", dataclasses.asdict(stored))
         with pytest.raises(UserError, match=f"latents of {other}, data.autoencoder='{data.autoencoder}'"):
             sources.build(dataclasses.replace(data, path=str(folder)))
         config_dict.autoencoder.name = other

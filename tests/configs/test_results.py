@@ -5,7 +5,7 @@ import re
 import shlex
 
 from docs import results
-from ucgm_jax import evaluate
+from ucgm_jax.commands import evaluate, flags
 
 
 def test_the_page_is_up_to_date():
@@ -15,10 +15,10 @@ def test_the_page_is_up_to_date():
 
 def test_the_commands_have_the_flags_that_are_required():
     for page in (results.HEADER, (results.HERE / "evaluation.md").read_text()):
-        command = re.search(r"python -m ucgm_jax\.evaluate ((?:.*\\\n)*.*)", page)[1]
-        config_flags, rest = evaluate.split_arguments(shlex.split(command.replace("\\\n", "")))
+        command = re.search(r"(?:python -m ucgm_jax\.|ucgm )evaluate ((?:.*\\\n)*.*)", page)[1]
+        config_flags, rest = flags.split_config(shlex.split(command.replace("\\\n", "")))
         given = evaluate.parser().parse_args(rest)
-        assert config_flags == ["--config=configs/ROW.py"]
+        assert config_flags in (["--config=configs/ROW.py"], ["--config=ROW"])
         wanted = (given.inception, given.reference, given.autoencoder_weights, given.statistics, given.out)
         assert all(wanted) and given.checkpoint == "CHECKPOINT"
 

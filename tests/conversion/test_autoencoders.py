@@ -9,7 +9,7 @@ import pytest
 
 from tests.autoencoders import cases
 from tests.golden_cases import GOLDEN
-from ucgm_jax.autoencoders import names
+from ucgm_jax.autoencoders import published
 from ucgm_jax.conversion import autoencoders as naming
 from ucgm_jax.conversion import families
 from ucgm_jax.conversion.originals import published_names
@@ -18,13 +18,13 @@ from ucgm_jax.conversion.tables import ConversionError, to_flax, to_torch, torch
 
 @pytest.mark.parametrize("name", ["sdvae_f8c4", "vavae_f16d32", "dcae_f32c32"])
 def test_every_published_key_at_full_size(name):
-    published = json.loads((GOLDEN / "keys" / f"{name}.json").read_text())
-    autoencoder = names.build(names.AutoencoderSettings(name))
+    recorded = json.loads((GOLDEN / "keys" / f"{name}.json").read_text())
+    autoencoder = published.build(published.AutoencoderSettings(name))
     abstract = autoencoder.abstract_parameters
     shapes = torch_shapes(naming.TABLES[autoencoder.family](autoencoder.options), abstract)
-    assert {key: list(shape) for key, shape in shapes.items()} == published["state_dict"]
+    assert {key: list(shape) for key, shape in shapes.items()} == recorded["state_dict"]
     running = sum(math.prod(shape) for key, shape in shapes.items() if ".running_" in key)
-    assert sum(leaf.size for leaf in jax.tree.leaves(abstract)) - running == published["parameters"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(abstract)) - running == recorded["parameters"]
 
 
 @pytest.mark.parametrize("case", cases.SMALL)
@@ -50,8 +50,8 @@ def test_attention_under_its_older_name():
             key = key.replace(f".{new}.", f".{name}.")
         renamed[key] = key
     assert renamed.keys() != state.keys()
-    names, left_out = published_names("diffusers_kl", "", renamed)
-    assert names.keys() == state.keys() and not left_out
+    renamed_back, left_out = published_names("diffusers_kl", "", renamed)
+    assert renamed_back.keys() == state.keys() and not left_out
     with pytest.raises(ConversionError, match="are the same tensor"):
         published_names("diffusers_kl", "", [*state, *renamed])
 

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from tests.golden_cases import GOLDEN, golden_network, golden_state
-from ucgm_jax.conversion import families, files
+from ucgm_jax.conversion import families, torch_files
 from ucgm_jax.conversion.optimizers import optimizer_moments
 from ucgm_jax.conversion.tables import ConversionError
 
@@ -51,7 +51,7 @@ def test_the_next_step_is_the_one_that_pytorch_takes(tmp_path, case, name):
     network = golden_network(case)
     decoupled = {} if name == "AdamW" else {"weight_decay": 0.0}
     after = training_checkpoint(tmp_path / "w.pt", case, getattr(torch.optim, name), **decoupled)
-    file = files.read(tmp_path / "w.pt", network.family, "model")
+    file = torch_files.read(tmp_path / "w.pt", network.family, "model")
     parameters, moments = families.to_flax(network, file.state), optimizer_moments(network, file)
     assert moments.steps == 3
 
@@ -79,7 +79,7 @@ def test_extra_heads_take_their_places_in_the_order_and_buffers_do_not(tmp_path)
     network = golden_network("sit_p2")
     extra = ("projectors.0.0.weight", "bn.running_mean")
     training_checkpoint(tmp_path / "w.pt", "sit_p2", torch.optim.AdamW, extra=extra)
-    file = files.read(tmp_path / "w.pt", "SiT", "model")
+    file = torch_files.read(tmp_path / "w.pt", "SiT", "model")
     first = families.to_torch(network, optimizer_moments(network, file).first())
     stored = torch.load(tmp_path / "w.pt", weights_only=True)
     order = [key for key in stored["model"] if not key.startswith("bn.")]
@@ -92,7 +92,7 @@ def test_another_optimiser_is_named(tmp_path):
     training_checkpoint(tmp_path / "w.pt", "sit_p2", torch.optim.AdamW, amsgrad=True)
     network = golden_network("sit_p2")
     with pytest.raises(ConversionError, match=r"has exp_avg, exp_avg_sq, max_exp_avg_sq, step, must have"):
-        optimizer_moments(network, files.read(tmp_path / "w.pt", "SiT"))
+        optimizer_moments(network, torch_files.read(tmp_path / "w.pt", "SiT"))
 
 
 def test_an_optimiser_of_another_network(tmp_path):
@@ -102,10 +102,10 @@ def test_an_optimiser_of_another_network(tmp_path):
     stored["opt"]["param_groups"][0]["params"].pop()
     torch.save(stored, tmp_path / "w.pt")
     with pytest.raises(ConversionError, match=r"opt: 31 parameters, the weights have 32"):
-        optimizer_moments(network, files.read(tmp_path / "w.pt", "SiT"))
+        optimizer_moments(network, torch_files.read(tmp_path / "w.pt", "SiT"))
 
 
 def test_no_optimiser():
     network = golden_network("sit_p2")
     with pytest.raises(ConversionError, match="opt: no optimiser state"):
-        optimizer_moments(network, files.read(GOLDEN / "networks" / "sit_p2.safetensors", "SiT"))
+        optimizer_moments(network, torch_files.read(GOLDEN / "networks" / "sit_p2.safetensors", "SiT"))

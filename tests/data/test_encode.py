@@ -15,14 +15,15 @@ import jax
 import numpy as np
 import pytest
 
+from tests.commands import call, invoke
 from tests.data import image_folder
-from ucgm_jax import encode
-from ucgm_jax.autoencoders import names
+from ucgm_jax.autoencoders import published
 from ucgm_jax.autoencoders.kl import KLSettings
-from ucgm_jax.conversion.safetensors_format import SafetensorsFile
-from ucgm_jax.data import latents, manifest, preparation
+from ucgm_jax.commands import encode
+from ucgm_jax.data import encoding, latents, manifest, preparation
 from ucgm_jax.data.images import ImageFolder
 from ucgm_jax.errors import UserError
+from ucgm_jax.files.safetensors import SafetensorsFile
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_damaged_json_is_one_line(tmp_path, folder):
         (plan, "not json", r"plan\.json: cannot be read as the plan of an encoding: Expecting value"),
         (plan, "[1, 2]", r"plan\.json: cannot be read as the plan of an encoding: holds list"),
         (report, "", r"latents_00001\.json: cannot be read as the report of a shard"),
-        (report, "{}", r"latents_00001\.json: not the report of a shard: 'moments'"),
+        (report, "{}", r"latents_00001\.json: not the report of a shard: lacks shard"),
     ):
         whole = path.read_text()
         path.write_text(text)
@@ -158,9 +159,9 @@ def test_bad_images_are_skipped_named_and_counted(tmp_path, folder):
     (tmp_path / "images" / "bee" / "003.png").write_bytes(b"nothing")
     warnings = []
     job = image_folder.job(tmp_path / "out")
-    with pytest.raises(preparation.TooManyBadImages, match=r"1 of 18 .*--max-bad-share=0\.0: bee/003\.png"):
+    with pytest.raises(preparation.TooManyBadImages, match=r"1 of 18 .*max_bad_share=0\.0: bee/003\.png"):
         preparation.run(job, folder, image_folder.pixels, warn=warnings.append)
-    assert warnings == ["skipped bee/003.png: cannot identify image file 'bee/003.png'"]
+    assert warnings == ["skipped bee/003.png: not a picture, or of a format that is not read"]
     assert not (job.out / "manifest.json").exists()
     # A larger share needs no second encoding.
     result = preparation.run(dataclasses.replace(job, max_bad_share=0.1), folder, None)
@@ -196,8 +197,9 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path, folder, monkeypat
     found = sorted(path.name for path in (tmp_path / "out").glob("latents*"))
     assert found == ["latents_00000.safetensors", "latents_00001.safetensors"]
     flags = ["--autoencoder=idae_f1c3", "--image-size=16", "--batch-size=8", "--shard-size=4"]
-    assert encode.main(["encode", f"--images={folder.folder}", f"--out={tmp_path / 'command'}", *flags]) == 2
-    assert f"error: {tmp_path / 'command'}: No space left on device" in capsys.readouterr().err
+    given = [f"--images={folder.folder}", f"--out={tmp_path / 'command'}", *flags]
+    code, text = call(encode, given, monkeypatch, capsys)
+    assert code == 2 and f"error: {tmp_path / 'command'}" in text and "No space left on device" in text
     assert not (tmp_path / "command" / "manifest.json").exists()
     monkeypatch.undo()
     assert run(tmp_path / "out", folder).examples == 18
@@ -210,7 +212,7 @@ def test_another_run_may_not_use_the_folder(tmp_path, folder):
     (tmp_path / "images" / "cat" / "000.png").unlink()
     with pytest.raises(UserError, match="begun with images=18, now 17"):
         run(tmp_path / "out", ImageFolder(tmp_path / "images"))
-    with pytest.raises(UserError, match=r"--out=.*plan\.json/out: cannot be made a folder: Not a directory"):
+    with pytest.raises(UserError, match=r"out=.*plan\.json/out: cannot be made a folder: Not a directory"):
         run(tmp_path / "out" / "plan.json" / "out", folder)
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "a.safetensors").touch()
@@ -218,15 +220,15 @@ def test_another_run_may_not_use_the_folder(tmp_path, folder):
         run(tmp_path / "strange", folder)
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_command(tmp_path, monkeypatch, capsys):
     image_folder.make(tmp_path / "images", each=3)
     (tmp_path / "images" / "ant" / "bad.png").write_bytes(b"nothing")
-    arguments = ["encode", f"--images={tmp_path / 'images'}", f"--out={tmp_path / 'out'}", "--autoencoder=idae_f1c3",
+    arguments = [f"--images={tmp_path / 'images'}", f"--out={tmp_path / 'out'}", "--autoencoder=idae_f1c3",
                  "--image-size=16", "--batch-size=8", "--shard-size=5"]  # fmt: skip
-    assert encode.main(arguments) == 1
-    assert "error: 1 of 10 images could not be read" in capsys.readouterr().err
-    assert encode.main([*arguments, "--max-bad-share=0.2"]) == 0
-    assert encode.main(["encode", f"--out={tmp_path / 'out'}", "--verify"]) == 0
+    code, text = call(encode, arguments, monkeypatch, capsys)
+    assert code == 1 and "error: 1 of 10 images could not be read" in text
+    assert invoke(encode, *arguments, "--max-bad-share=0.2") == 0
+    assert invoke(encode, f"--out={tmp_path / 'out'}", "--verify") == 0
     source = latents.open_folder(tmp_path / "out")
     folder = ImageFolder(tmp_path / "images")
     x = source.read(np.array([0]), np.array([True]))["x"][0]
@@ -236,18 +238,18 @@ def test_the_command(tmp_path, capsys):
     stored[-20] ^= 1
     path.write_bytes(stored)
     with pytest.raises(UserError, match=r"latents_00001\.safetensors: corrupted"):
-        encode.main(["encode", f"--out={tmp_path / 'out'}", "--verify"])
+        invoke(encode, f"--out={tmp_path / 'out'}", "--verify")
 
 
 def test_a_config_says_which_latents_its_model_reads(tmp_path, folder):
     out = tmp_path / "out"
     of_config = ["--config=configs/base.py", "--config.data.name=latents", f"--config.data.path={out}",
                  "--config.autoencoder.name=idae_f1c3", "--config.data.size=16"]  # fmt: skip
-    assert encode.main(["encode", f"--images={folder.folder}", "--batch-size=8", *of_config]) == 0
+    assert invoke(encode, f"--images={folder.folder}", "--batch-size=8", *of_config) == 0
     found = manifest.read(out)
     assert (found.autoencoder, found.image_size, found.latent_shape) == ("idae_f1c3", 16, (3, 16, 16))
-    assert encode.main(["encode", "--verify", *of_config]) == 0
-    published = encode.parse(["encode", "--images=tfds:imagenet2012@train", "--compute-dtype=bfloat16",
+    assert invoke(encode, "--verify", *of_config) == 0
+    published = encode.parse(encode.parser(), ["--images=tfds:imagenet2012@train", "--compute-dtype=bfloat16",
                               "--config=configs/training_multi_steps/in1k512_tit_xl_dcae.py"])  # fmt: skip
     assert (published.autoencoder, published.image_size) == ("dcae_f32c32", 512)
     assert (published.out, published.compute_dtype) == ("buffers/data/dcae_f32c32/train_512", "bfloat16")
@@ -258,10 +260,10 @@ def test_a_config_says_which_latents_its_model_reads(tmp_path, folder):
     [
         (["--config=configs/digits.py"], "data.name='digits': must be 'latents' in a config to prepare data for"),
         (["--config=configs/base.py", "--config.data.siez=3"], "--config: unknown key: .*siez"),
-        (["--config=nowhere.py"], "--config: .*nowhere.py"),
-        (["--config.data.size=3"], "--config.data.size=3: unknown flag"),
+        (["--config=nowhere.py"], "--config=nowhere.py: no such file"),
+        (["--config.data.size=3"], "--config: must be given"),
         (["--autoencoder=idae"], "must be one of sdvae_f8c4"),
-        (["--autoencoder=vavae_f16d32", "--image-size=250"], "image_size=250: must be a multiple of 16"),
+        (["--autoencoder=vavae_f16d32", "--image-size=250"], "--image-size=250: must be a multiple of 16"),
         (["--autoencoder=vavae_f16d32"], "--weights: must be given for vavae_f16d32"),
         (["--autoencoder=vavae_f16d32", "--weights=/nowhere"], "--weights=/nowhere: no file of weights"),
         (["--autoencoder=idae_f1c3", "--format=zip"], "--format=zip: must be one of safetensors, array_record"),
@@ -274,18 +276,18 @@ def test_a_config_says_which_latents_its_model_reads(tmp_path, folder):
 )
 def test_mistakes_in_flags(tmp_path, folder, flags, message):
     with pytest.raises(UserError, match=message):
-        encode.main(["encode", f"--images={folder.folder}", f"--out={tmp_path / 'out'}", *flags])
+        invoke(encode, f"--images={folder.folder}", f"--out={tmp_path / 'out'}", *flags)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_sampled_latent_depends_on_its_image_and_place_alone():
     options = KLSettings(channels=8, multipliers=(1, 1), blocks=1, groups=4)
-    autoencoder = names.assemble("small", "diffusers_kl", options, samples_posterior=True)
+    autoencoder = published.assemble("small", "diffusers_kl", options, samples_posterior=True)
     random_numbers = np.random.default_rng(1)  # compiling the initialisation would take most of this test's time
     parameters = jax.tree.map(
         lambda leaf: random_numbers.normal(0, 0.2, leaf.shape).astype(np.float32), autoencoder.abstract_parameters
     )
-    function = encode.encoder(autoencoder, parameters, 8, seed=5)
+    function = encoding.encoder(autoencoder, parameters, 8, seed=5)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)
     first, mirrored = function(pixels[:8], np.arange(8))
     second, _ = function(pixels[[9, 2, 10, 0, 12, 7, 14, 15]], np.array([9, 2, 10, 0, 12, 7, 14, 15]))

@@ -5,26 +5,26 @@ import pytest
 from PIL import Image
 
 from tests.data import image_folder
-from ucgm_jax.data import images
+from ucgm_jax.data import images, picture_files
 from ucgm_jax.errors import UserError
 
 
 def test_an_image_of_the_size_is_kept():
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(images.prepare(Image.fromarray(pixels), 16), pixels)
+    np.testing.assert_array_equal(picture_files.prepare(Image.fromarray(pixels), 16), pixels)
 
 
 def test_the_crop_is_centred():
     pixels = np.random.default_rng(0).integers(0, 256, (16, 37, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(images.prepare(Image.fromarray(pixels), 16), pixels[:, 10:26])
+    np.testing.assert_array_equal(picture_files.prepare(Image.fromarray(pixels), 16), pixels[:, 10:26])
     np.testing.assert_array_equal(
-        images.prepare(Image.fromarray(pixels.swapaxes(0, 1)), 16), pixels.swapaxes(0, 1)[10:26]
+        picture_files.prepare(Image.fromarray(pixels.swapaxes(0, 1)), 16), pixels.swapaxes(0, 1)[10:26]
     )
 
 
 def test_large_images_are_halved_by_averaging():
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    cropped = images.prepare(Image.fromarray(pixels), 16).astype(int)
+    cropped = picture_files.prepare(Image.fromarray(pixels), 16).astype(int)
     mean = pixels.reshape(16, 4, 16, 4, 3).mean((1, 3))
     assert np.abs(cropped - mean).max() <= 2  # four roundings to whole numbers
     cubic = np.asarray(Image.fromarray(pixels).resize((16, 16), Image.Resampling.BICUBIC))
@@ -34,7 +34,7 @@ def test_large_images_are_halved_by_averaging():
 def test_sizes_between_are_cubic():
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8))
     expected = np.asarray(picture.resize((20, 16), Image.Resampling.BICUBIC))[:, 2:18]
-    np.testing.assert_array_equal(images.prepare(picture, 16), expected)
+    np.testing.assert_array_equal(picture_files.prepare(picture, 16), expected)
 
 
 def test_every_mode_becomes_colour(tmp_path):
@@ -50,7 +50,7 @@ def test_every_mode_becomes_colour(tmp_path):
 
 def test_what_is_transparent_shows_white():
     picture = Image.new("RGBA", (16, 16), (200, 0, 0, 0))
-    assert (images.prepare(picture, 16) == 255).all()
+    assert (picture_files.prepare(picture, 16) == 255).all()
 
 
 def test_classes_and_order(tmp_path):
@@ -84,7 +84,7 @@ def test_pixel_space_source(tmp_path):
     folder = images.ImageFolder(tmp_path / "images")
     source = images.ImageSource(folder, 16)
     batch = source.read(np.array([3, 0]), np.array([False, True]))
-    assert source.shape == (16, 16, 3) and source.num_classes == 3 and len(source) == 6
+    assert source.spec.shape == (16, 16, 3) and source.spec.num_classes == 3 and len(source) == 6
     np.testing.assert_array_equal(batch["label"], [1, 0])
     np.testing.assert_allclose(batch["x"][0], folder.load(3, 16) / 127.5 - 1, atol=1e-6)
     np.testing.assert_allclose(batch["x"][1], folder.load(0, 16)[:, ::-1] / 127.5 - 1, atol=1e-6)
@@ -114,7 +114,7 @@ def test_a_prepared_tensorflow_data_set(tmp_path):
     found = images.TfdsImages("tiny_colours", data_dir=str(tmp_path / "tfds"))
     assert len(found) == 5 and found.classes == ("left", "right")
     assert found.name(2) == "tiny_colours/1.0.0/train[2]"
-    expected = {images.prepare(Image.fromarray(pixels), 16).tobytes(): label for pixels, label in stored}
+    expected = {picture_files.prepare(Image.fromarray(pixels), 16).tobytes(): label for pixels, label in stored}
     assert {found.load(index, 16).tobytes(): found.label(index) for index in range(5)} == expected
     with pytest.raises(UserError, match=r"images tfds:tiny_colours:absent: "):
         images.TfdsImages("tiny_colours", "absent", data_dir=str(tmp_path / "tfds"))

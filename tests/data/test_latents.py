@@ -9,12 +9,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.data import image_folder
-from tests.training.small import small_config
-from ucgm_jax.config import DataSettings
+from tests.training.small import small_config, train
 from ucgm_jax.data import latents, manifest, pipeline, preparation, sources, statistics
 from ucgm_jax.data.images import ImageFolder
 from ucgm_jax.errors import UserError
-from ucgm_jax.training import loop
+from ucgm_jax.settings import DataSettings
 
 CHANNELS = 32
 
@@ -47,7 +46,7 @@ def test_the_published_layout(tmp_path, dtype):
         write(tmp_path / f"latents_rank00_shard{n:03d}.safetensors", 40 + n, seed=n, dtype=dtype) for n in (0, 1, 2)
     ]
     source = open_published(tmp_path)
-    assert len(source) == 123 and source.shape == (2, 3, CHANNELS) and source.num_classes == 10
+    assert len(source) == 123 and source.spec.shape == (2, 3, CHANNELS) and source.spec.num_classes == 10
     whole = {key: np.concatenate([np.asarray(shard[key], np.float64) for shard in shards]) for key in shards[0]}
     random = np.random.default_rng(0)
     indices, flip = random.permutation(123), random.random(123) < 0.5
@@ -105,7 +104,7 @@ def test_fixed_normalisation_needs_no_statistics(tmp_path):
     source = latents.open_folder(tmp_path, autoencoder="sdvae_ema_f8c4", num_classes=10)
     x = source.read(np.array([3]), np.array([False]))["x"][0]
     np.testing.assert_allclose(x, arrays["latents"][3].transpose(1, 2, 0) * 0.18215, rtol=1e-6)
-    np.testing.assert_allclose(source.normalisation.invert(x), arrays["latents"][3].transpose(1, 2, 0), rtol=1e-5)
+    np.testing.assert_allclose(source.spec.normalisation.invert(x), arrays["latents"][3].transpose(1, 2, 0), rtol=1e-5)
 
 
 def _damage(folder):
@@ -182,8 +181,8 @@ def test_damaged_prepared_folders(prepared):
 
 def test_training_refuses_latents_of_another_autoencoder(prepared, tmp_path):
     changes = {"data__name": "latents", "data__path": str(prepared.out), "autoencoder__name": "dcae_f32c32"}
-    with pytest.raises(UserError, match=r"autoencoder\.name='dcae_f32c32': data\.path=.* has latents of idae_f1c3"):
-        loop.train(small_config(**changes), tmp_path / "run")
+    with pytest.raises(UserError, match=r"autoencoder\.name='dcae_f32c32': the data are latents of idae_f1c3"):
+        train(small_config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

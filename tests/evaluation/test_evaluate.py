@@ -1,5 +1,6 @@
 """python -m ucgm_jax.evaluate: the same samples on any devices, the right figures, one line for a mistake."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -8,17 +9,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from PIL import Image
 
 from configs.sampling_multi_steps import in1k256_lightningdit_xl_vavae_relinear as vavae_row
-from tests.commands import call
-from tests.training.small import small_config
-from ucgm_jax import config, errors, evaluate, sample
+from tests.commands import call, invoke
+from tests.training.small import run_of, small_config, train
+from ucgm_jax import config, errors
+from ucgm_jax.commands import evaluate, evaluation, sample
+from ucgm_jax.commands import train as train_command
 from ucgm_jax.data import sources
-from ucgm_jax.evaluation import generate, hosts, outputs, prepare, store
+from ucgm_jax.data_spec import described
+from ucgm_jax.evaluation import sample_folder
 from ucgm_jax.evaluation.frechet import frechet_distance, statistics
-from ucgm_jax.evaluation.pixels import PixelJudge
-from ucgm_jax.training import loop
+from ucgm_jax.evaluation.pixels import PixelMetrics
+from ucgm_jax.model import Model
+from ucgm_jax.parallel import meshes, processes
+from ucgm_jax.parallel.meshes import MeshSettings
+from ucgm_jax.sampling import decoding
+from ucgm_jax.sampling import labels as labels_module
 
 COUNT = 130
 CASES = {(1, 50): "none", (2, 50): "none", (8, 50): "pixels", (1, 125): "none"}  # (devices, batch): metrics
@@ -28,7 +37,7 @@ CASES = {(1, 50): "none", (2, 50): "none", (8, 50): "pixels", (1, 125): "none"} 
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
     changes = {"train__steps": 2, "train__evaluate_every": 1, "train__evaluate_samples": 72, "sampler__steps": 2}
-    loop.train(small_config(**changes), folder)
+    train(small_config(**changes), folder)
     return folder
 
 
@@ -37,7 +46,7 @@ def arguments(workdir, out, *more):
 
 
 def prepared(given, devices):
-    return prepare.prepare(evaluate.parser().parse_args(given), [], jax.devices()[:devices])
+    return evaluation.prepare(evaluate.parser().parse_args(given), [], jax.devices()[:devices])
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +56,9 @@ def evaluated(workdir, tmp_path_factory):
     for (devices, batch), metrics in CASES.items():
         out = tmp_path_factory.mktemp(f"{devices}-{batch}") / "out"
         more = [f"--metrics={metrics}", f"--batch-size={batch}", "--save=png,npz"]
-        evaluation = prepared(arguments(workdir, out, *more), devices)
-        evaluate.run(evaluation, out)
-        results[devices, batch] = out, evaluation
+        one = prepared(arguments(workdir, out, *more), devices)
+        evaluate.measure(one, out)
+        results[devices, batch] = out, one
     return results
 
 
@@ -62,19 +71,19 @@ def test_samples_are_the_same_on_any_devices_and_in_any_batches(evaluated):
     first_images, first_labels = samples(evaluated[1, 50][0])
     assert first_images.shape == (COUNT, 8, 8, 3) and first_images.std() > 10
     first_noise = None
-    for out, evaluation in evaluated.values():
+    for out, one in evaluated.values():
         images, labels = samples(out)
         np.testing.assert_array_equal(labels, first_labels)
         difference = np.abs(images - first_images)
         assert difference.max() <= 1 and np.count_nonzero(difference) <= difference.size / 10_000
-        noise = evaluation.generator.noise(np.arange(evaluation.generator.batch_size))
+        noise = one.generator.noise(np.arange(one.generator.batch_size))
         first_noise = noise if first_noise is None else first_noise
         rows = min(len(noise), len(first_noise))
         np.testing.assert_array_equal(noise[:rows], first_noise[:rows])
 
 
 def test_stopped_evaluation_goes_on_to_the_same_bits(workdir, evaluated, tmp_path, monkeypatch):
-    out, write, written = tmp_path / "out", store.Store.write, []
+    out, write, written = tmp_path / "out", sample_folder.SampleFolder.write, []
 
     def stopping(self, start, *values):
         if len(written) == 1:
@@ -84,22 +93,22 @@ def test_stopped_evaluation_goes_on_to_the_same_bits(workdir, evaluated, tmp_pat
         write(self, start, *values)
 
     given = arguments(workdir, out, "--metrics=pixels", "--batch-size=50", "--save=png,npz")
-    monkeypatch.setattr(store.Store, "write", stopping)
+    monkeypatch.setattr(sample_folder.SampleFolder, "write", stopping)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.run(prepared(given, 8), out)
+        evaluate.measure(prepared(given, 8), out)
     assert not (out / "results.json").exists()
     again = []
     monkeypatch.setattr(
-        store.Store, "write", lambda self, start, *rest: (again.append(start), write(self, start, *rest))
+        sample_folder.SampleFolder, "write", lambda self, start, *rest: (again.append(start), write(self, start, *rest))
     )
-    results = evaluate.run(prepared(given, 8), out)
+    results = evaluate.measure(prepared(given, 8), out)
     assert written == [0] and again == [56, 112] and not list(out.rglob("*.partial"))
     whole, _ = evaluated[8, 50]
     for ours, theirs in zip(samples(out), samples(whole), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert results["metrics"] == json.loads((whole / "results.json").read_text())["metrics"]
-    with pytest.raises(errors.UserError, match="--seed=1: .* was begun with 0; use that or another --out"):
-        evaluate.run(prepared([*given, "--seed=1"], 8), out)
+    with pytest.raises(errors.UserError, match="--seed=1: .* was begun with 0; use that or another folder"):
+        evaluate.measure(prepared([*given, "--seed=1"], 8), out)
 
 
 def test_what_is_written(workdir, evaluated):
@@ -108,7 +117,7 @@ def test_what_is_written(workdir, evaluated):
     source, labels = sources.digits(), np.arange(COUNT) % 10
     parts = [np.load(path) for path in sorted((out / "shards").glob("*.npz"))]
     x = np.concatenate([part["pixels"] for part in parts])
-    assert results["metrics"] == pytest.approx(PixelJudge(source).judge(x, labels))
+    assert results["metrics"] == pytest.approx(PixelMetrics(source)(x, labels))
     assert results["samples"] == COUNT and results["nfe"] == "2"
     plan = results["plan"]
     assert plan["checkpoint"] == {"folder": str(workdir / "checkpoints" / "2"), "step": 2}
@@ -138,8 +147,8 @@ class FakeExtractor:
 @pytest.fixture
 def inception(monkeypatch, tmp_path):
     """Flags of an evaluation with a fake Inception network and a reference, on the devices and batch of a case."""
-    monkeypatch.setattr(prepare.inception, "load", lambda path: None)
-    monkeypatch.setattr(prepare, "FeatureExtractor", FakeExtractor)
+    monkeypatch.setattr(evaluation.inception, "load", lambda path: None)
+    monkeypatch.setattr(evaluation, "FeatureExtractor", FakeExtractor)
     (tmp_path / "weights.pth").write_bytes(b"weights")
     real = (sources.digits().x.reshape(-1, 64) + 1) * 127.5
     mean, covariance = statistics(real)
@@ -154,11 +163,9 @@ def test_inception_figures_and_the_expected_one_beside(workdir, inception, tmp_p
     config_flags += ["--config.sampler.steps=2", "--config.expected.fid=1.5", "--config.expected.nfe=2"]
     given = arguments(workdir, out, "--batch-size=50", "--save=npz,features", *config_flags)
     metrics = "--metrics=fid,inception_score"
-    monkeypatch.setattr("sys.argv", ["evaluate", *given, *inception, metrics, "--extrapolation-ratio=0"])
-    with pytest.raises(SystemExit) as stop:
-        errors.run(lambda argv: evaluate.main(argv, jax.devices()))
+    flags = [*given, *inception, metrics, "--extrapolation-ratio=0"]
+    assert evaluate.run(evaluate.parser(), flags, jax.devices()) == 0
     printed = capsys.readouterr()
-    assert stop.value.code == 0, printed.err
     results = json.loads((out / "results.json").read_text())
     images, labels = samples(out)
     features = images[..., 0].reshape(COUNT, -1)
@@ -181,7 +188,7 @@ MISTAKES = [
     (["--metrics=ssim"], "--metrics=ssim: must be some of fid, "),
     (["--metrics=pixels,fid"], "--metrics=pixels,fid: must be some of"),
     (["--samples=60"], "pixels of 60 samples: needs at least 65"),
-    (["--samples=105"], "--samples=105: must be a multiple of the 10 classes for --labels=in_turn"),
+    (["--samples=105"], "--samples=105: must be a multiple of the 10 classes for labels that are in_turn"),
     (["--samples=0"], "--samples=0: must be at least 1"),
     (["--labels=sorted"], "--labels=sorted: must be one of in_turn, by_class, random"),
     (["--rounding=up"], "--rounding=up: must be one of truncate, nearest"),
@@ -204,7 +211,7 @@ MISTAKES = [
 
 def refused(given, monkeypatch, capsys):
     """The one line on stderr of a command that ends with exit code 2."""
-    code, text = call(evaluate.main, given, monkeypatch, capsys)
+    code, text = call(evaluate, given, monkeypatch, capsys)
     lines = [line for line in text.splitlines() if line]
     assert code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
@@ -246,10 +253,8 @@ def test_too_few_samples_for_the_metric_is_one_line(workdir, inception, tmp_path
 
 def test_a_folder_with_something_else_is_left_alone(workdir, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.txt").write_text("mine")
-    monkeypatch.setattr("sys.argv", ["evaluate", *arguments(workdir, tmp_path, "--metrics=none")])
-    with pytest.raises(SystemExit) as stop:
-        errors.run(evaluate.main)
-    assert stop.value.code == 2 and "is not empty and holds no evaluation" in capsys.readouterr().err
+    code, text = call(evaluate, arguments(workdir, tmp_path, "--metrics=none"), monkeypatch, capsys)
+    assert code == 2 and "is not empty and holds no evaluation" in text
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -258,12 +263,12 @@ def test_a_damaged_plan_is_one_line(content, tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(content)
     with pytest.raises(errors.UserError, match=f"^{path}: cannot be read as the plan of an evaluation: "):
-        store.Store(tmp_path, {"--seed": 0}, np.zeros(3, int), ()).begin()
+        sample_folder.SampleFolder(tmp_path, {"--seed": 0}, np.zeros(3, int), ()).begin()
     assert path.read_text() == content and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_whose_making_was_stopped_is_gone_on_with(tmp_path, monkeypatch):
-    begin = lambda: store.Store(tmp_path / "out", {"--seed": 0}, np.zeros(3, int), ("png",)).begin()
+    begin = lambda: sample_folder.SampleFolder(tmp_path / "out", {"--seed": 0}, np.zeros(3, int), ("png",)).begin()
 
     def stop(self, **options):
         if self.name == "images":
@@ -285,7 +290,7 @@ def test_sampling_pixels_refuses_what_decodes_latents(flag, workdir, tmp_path):
     for name in ("x.png", "x.npz"):
         given = [f"--checkpoint={workdir}", f"--out={tmp_path / name}", f"--{flag}={value}"]
         with pytest.raises(errors.UserError, match=f"--{flag}={value}: is for latents, .* trained on digits"):
-            sample.main(["sample", *given])
+            invoke(sample, *given)
         assert not (tmp_path / name).exists()
 
 
@@ -294,45 +299,47 @@ def test_the_seed_is_the_config_s_unless_given(workdir, tmp_path):
     config_flags = ["--config=configs/digits.py", "--config.seed=7", *(f"--config.network.{one}" for one in network)]
     for flags, seed in ([], 7), (["--seed=3"], 3):
         given = evaluate.parser().parse_args(arguments(workdir, tmp_path, "--metrics=none", "--labels=random", *flags))
-        evaluation = prepare.prepare(given, config_flags)
-        assert (evaluation.seed, evaluation.plan["--seed"]) == (seed, seed)
-        np.testing.assert_array_equal(evaluation.labels, generate.choose_labels("random", COUNT, 10, seed))
+        found = evaluation.prepare(given, config_flags)
+        assert (found.seed, found.plan["--seed"]) == (seed, seed)
+        np.testing.assert_array_equal(found.labels, labels_module.choose_labels("random", COUNT, 10, seed))
 
 
 def test_hosts_meet_before_they_gather(monkeypatch):
     calls = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(hosts.processes, "barrier", calls.append)
+    monkeypatch.setattr(processes, "barrier", calls.append)
     gather = lambda array: calls.append("gather") or np.stack([array, array + 1])
-    monkeypatch.setattr(hosts.multihost_utils, "process_allgather", gather)
-    assert hosts.gather(np.arange(3, dtype=np.int32)).tolist() == [[0, 1, 2], [1, 2, 3]]
-    hosts.wait("all samples were written")
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    assert processes.gather(np.arange(3, dtype=np.int32)).tolist() == [[0, 1, 2], [1, 2, 3]]
+    processes.barrier("all samples were written")
     assert calls == ["gather", "gather", "all samples were written"]
 
 
 def test_rounding_rules():
     levels = jnp.asarray([-0.1, 0.0, 0.6 / 255, 254.6 / 255, 1.0, 1.2])
-    assert outputs.to_uint8(levels, "truncate").tolist() == [0, 0, 0, 254, 255, 255]
-    assert outputs.to_uint8(levels, "nearest").tolist() == [0, 0, 1, 255, 255, 255]
+    assert decoding.to_uint8(levels, "truncate").tolist() == [0, 0, 0, 254, 255, 255]
+    assert decoding.to_uint8(levels, "nearest").tolist() == [0, 0, 1, 255, 255, 255]
 
 
 def test_label_rules():
-    assert generate.choose_labels("in_turn", 6, 3, 0).tolist() == [0, 1, 2, 0, 1, 2]
-    assert generate.choose_labels("by_class", 6, 3, 0).tolist() == [0, 0, 1, 1, 2, 2]
-    few, many = (generate.choose_labels("random", count, 10, seed=3) for count in (100, 1001))
+    assert labels_module.choose_labels("in_turn", 6, 3, 0).tolist() == [0, 1, 2, 0, 1, 2]
+    assert labels_module.choose_labels("by_class", 6, 3, 0).tolist() == [0, 0, 1, 1, 2, 2]
+    few, many = (labels_module.choose_labels("random", count, 10, seed=3) for count in (100, 1001))
     np.testing.assert_array_equal(few, many[:100])
-    assert np.bincount(many).min() > 50 and not np.array_equal(few, generate.choose_labels("random", 100, 10, seed=4))
+    few_again = labels_module.choose_labels("random", 100, 10, seed=4)
+    assert np.bincount(many).min() > 50 and not np.array_equal(few, few_again)
 
 
 def test_latents_need_weights_and_statistics(tmp_path):
     settings = config.build(vavae_row.get_config())
-    with pytest.raises(errors.UserError, match="--autoencoder-weights: must be given for vavae_f16d32"):
-        outputs.decoder(settings, "", "")
-    with pytest.raises(errors.UserError, match="--statistics: must be given for vavae_f16d32"):
-        outputs.decoder(settings, str(tmp_path), "")
+    model = Model(settings, described(settings), meshes.make_mesh(MeshSettings()))
+    with pytest.raises(errors.UserError, match="^autoencoder_weights: must be given for vavae_f16d32"):
+        model.decoder()
+    with pytest.raises(errors.UserError, match="^statistics: must be given for vavae_f16d32"):
+        model.with_autoencoder(weights=str(tmp_path)).decoder()
     np.savez(tmp_path / "latents_stats.npz", mean=np.zeros((1, 32, 1, 1)), std=np.ones((1, 32, 1, 1)))
-    with pytest.raises(errors.UserError, match="--autoencoder-weights=.*: no file of weights"):
-        outputs.decoder(settings, str(tmp_path), str(tmp_path / "latents_stats.npz"))
+    with pytest.raises(errors.UserError, match="^autoencoder_weights=.*: no file of weights"):
+        model.with_autoencoder("", str(tmp_path), str(tmp_path / "latents_stats.npz")).decoder()
 
 
 def test_training_evaluates_on_its_schedule(workdir):
@@ -344,14 +351,9 @@ def test_training_evaluates_on_its_schedule(workdir):
 
 def test_training_refuses_a_schedule_that_it_cannot_keep(tmp_path):
     with pytest.raises(errors.UserError, match="train.evaluate_samples=64: must be above the 64 values of an example"):
-        loop.train(small_config(train__evaluate_every=1, train__evaluate_samples=64), tmp_path / "run")
-    settings = config.build(small_config(train__evaluate_every=5, data__name="latents"))
-    with pytest.raises(errors.UserError, match="train.evaluate_every=5: needs one of digits, .*ucgm_jax.evaluate"):
-        prepare_check(settings)
+        train(small_config(train__evaluate_every=1, train__evaluate_samples=64), tmp_path / "run")
+    run = run_of(small_config(train__evaluate_every=5))
+    run.source.spec = dataclasses.replace(run.source.spec, data_set="images")
+    with pytest.raises(errors.UserError, match="train.evaluate_every=5: needs one of digits, .*ucgm evaluate"):
+        train_command.periodic(run, tmp_path / "run")
     assert not pathlib.Path(tmp_path / "run").exists()
-
-
-def prepare_check(settings):
-    from ucgm_jax.evaluation import during
-
-    during.check(settings, sources.digits())

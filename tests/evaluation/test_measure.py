@@ -5,9 +5,9 @@ import pytest
 
 from ucgm_jax.evaluation.frechet import MetricError, frechet_distance, statistics
 from ucgm_jax.evaluation.measure import METRICS, Measurement, MetricSettings
-from ucgm_jax.evaluation.metrics import InceptionScore, KernelDistance
 from ucgm_jax.evaluation.precision_recall import precision_recall
 from ucgm_jax.evaluation.reference import Reference
+from ucgm_jax.evaluation.scores import InceptionScore, KernelDistance
 
 SETTINGS = MetricSettings(METRICS, kid=KernelDistance(subsets=3, subset_size=40), feature="few", logits="classes")
 

@@ -7,8 +7,8 @@ import pytest
 
 from tests.golden_cases import GOLDEN
 from ucgm_jax.evaluation.frechet import MetricError
-from ucgm_jax.evaluation.metrics import InceptionScore, KernelDistance, squared_mmd
 from ucgm_jax.evaluation.precision_recall import precision_recall
+from ucgm_jax.evaluation.scores import InceptionScore, KernelDistance, squared_mmd
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,14 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from tests.autoencoders import cases
-from tests.training.small import small_config
-from ucgm_jax import evaluate, sample
-from ucgm_jax.autoencoders import names
+from tests.commands import invoke
+from tests.training.small import small_config, train
+from ucgm_jax.autoencoders import published
+from ucgm_jax.checkpoints import reading
+from ucgm_jax.commands import evaluate, evaluation, sample
 from ucgm_jax.data import manifest
 from ucgm_jax.errors import UserError
-from ucgm_jax.evaluation import prepare
-from ucgm_jax.training import checkpoints, loop
+from ucgm_jax.files import json_files
 
 MEAN, STD = np.linspace(-1, 1, 8), np.linspace(0.5, 2, 8)
 
@@ -27,7 +28,7 @@ def small_autoencoder():
     """Under a published name, the small one of the golden vectors: images of 16 x 16 are latents of 4 x 4 x 8."""
     family, options = cases.SMALL["ldm_kl"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(names.PUBLISHED, "vavae_f16d32", {"family": family, "options": options})
+        patch.setitem(published.PUBLISHED, "vavae_f16d32", {"family": family, "options": options})
         yield
 
 
@@ -55,21 +56,21 @@ def trained(tmp_path_factory):
         sampler__steps=1,
     )
     with pytest.raises(UserError, match="autoencoder.weights: must be given for vavae_f16d32"):
-        loop.train(config, folder / "run")
+        train(config, folder / "run")
     assert not (folder / "run").exists()
     config.autoencoder.weights = str(weights)
-    loop.train(config, folder / "run")
+    train(config, folder / "run")
     shutil.rmtree(data)
     weights.rename(folder / "moved.safetensors")
     return folder / "run", folder / "moved.safetensors"
 
 
 def run(trained, out, *flags):
-    sample.main(["sample", f"--checkpoint={trained[0]}", f"--out={out}", "--count=16", *flags])
+    invoke(sample, f"--checkpoint={trained[0]}", f"--out={out}", "--count=16", *flags)
 
 
 def test_the_checkpoint_keeps_the_normalisation(trained):
-    normalisation = checkpoints.find(trained[0]).normalisation
+    normalisation = reading.find(trained[0]).spec.normalisation
     np.testing.assert_allclose(normalisation.mean, MEAN)
     np.testing.assert_allclose(normalisation.std, STD)
     assert normalisation.multiplier == 1
@@ -92,13 +93,13 @@ def test_samples_are_decoded_as_the_autoencoder_says(trained, tmp_path):
 
 @pytest.fixture(scope="module")
 def converted(trained, tmp_path_factory):
-    """The same weights as `ucgm_jax.convert` writes them: without a word on whose latents they make."""
+    """The same weights as `ucgm_jax.commands.convert` writes them: without a word on whose latents they make."""
     folder = tmp_path_factory.mktemp("converted")
     shutil.copytree(trained[0] / "checkpoints" / "1", folder / "1")
-    shutil.rmtree(folder / "1" / "latents")
+    shutil.rmtree(folder / "1" / "data_spec")
     path = folder / "1" / "config" / "metadata"
     stored = json.loads(path.read_text())
-    stored["data"] |= {"name": "", "path": "", "autoencoder": ""}
+    stored["data"] |= {"name": "", "path": "", "autoencoder": "", "size": 4, "channels": 8}
     stored["autoencoder"] |= {"name": "idae_f1c3", "weights": ""}
     path.write_text(json.dumps(stored))
     return folder
@@ -107,9 +108,9 @@ def converted(trained, tmp_path_factory):
 def refused(message, checkpoint, out, *flags):
     """Checks that evaluating and sampling a picture are refused with the same line before anything is written."""
     given = [f"--checkpoint={checkpoint}", "--batch-size=16", *flags]
-    evaluation = evaluate.parser().parse_args([*given, f"--out={out / 'folder'}", "--samples=30", "--metrics=none"])
-    picture = ["sample", *given, f"--out={out / 'x.png'}"]
-    for command in (lambda: prepare.prepare(evaluation, []), lambda: sample.main(picture)):
+    measured = [*given, f"--out={out / 'folder'}", "--samples=30", "--metrics=none"]
+    picture = [*given, f"--out={out / 'x.png'}"]
+    for command in (lambda: invoke(evaluate, *measured), lambda: invoke(sample, *picture)):
         with pytest.raises(UserError, match=message) as error:
             command()
         assert "\n" not in str(error.value)
@@ -123,13 +124,13 @@ def test_a_converted_model_of_latents_is_not_taken_for_one_of_pixels(trained, co
     for flags, message in (
         ([], "--autoencoder: must be given for images: the model has 8 channels"),
         ([weights, stats], "--autoencoder: must be given for images: the model has 8 channels"),
-        ([weights, stats, "--autoencoder=sdvae_f8c4"], "name='sdvae_f8c4': has latents of 4 channels, .* have 8"),
+        ([weights, "--autoencoder=sdvae_f8c4"], "name='sdvae_f8c4': has latents of 4 channels, .* have 8"),
         ([stats, ours], "--autoencoder-weights: must be given for vavae_f16d32"),
         ([weights, ours], "--statistics: must be given for vavae_f16d32"),
     ):
         refused(message, converted, tmp_path, *flags)
     given = [f"--checkpoint={converted}", f"--out={tmp_path}", "--samples=30", "--metrics=none", weights, stats, ours]
-    assert prepare.prepare(evaluate.parser().parse_args(given), []).settings.data.name == "latents"
+    assert evaluation.prepare(evaluate.parser().parse_args(given), []).model.spec.kind == "latents"
 
 
 def test_a_folder_of_another_autoencoder_is_refused(trained, converted, tmp_path):
@@ -141,11 +142,11 @@ def test_a_folder_of_another_autoencoder_is_refused(trained, converted, tmp_path
     save_file(shard, tmp_path / "latents_rank00_shard000.safetensors")
     refused(r"latents of shape \(8, 2, 2\), must be \(8, 4, 4\)", converted, tmp_path, *flags)
     other = manifest.Manifest("dcae_f32c32", "", 64, (8, 4, 4), ("a", "b", "c"), 0, "safetensors", ())
-    manifest.write_json(tmp_path / "manifest.json", dataclasses.asdict(other))
+    json_files.write(tmp_path / "manifest.json", dataclasses.asdict(other))
     refused("latents of dcae_f32c32, must be of vavae_f16d32", converted, tmp_path, *flags)
     same = dataclasses.replace(other, autoencoder="vavae_f16d32")
-    manifest.write_json(tmp_path / "manifest.json", dataclasses.asdict(same))
-    sample.main(["sample", f"--checkpoint={converted}", f"--out={tmp_path / 'x.png'}", "--count=8", *flags])
+    json_files.write(tmp_path / "manifest.json", dataclasses.asdict(same))
+    invoke(sample, f"--checkpoint={converted}", f"--out={tmp_path / 'x.png'}", "--count=8", *flags)
 
 
 def test_a_config_of_another_autoencoder_is_refused(trained, tmp_path):
@@ -154,11 +155,11 @@ def test_a_config_of_another_autoencoder_is_refused(trained, tmp_path):
     config_flags = ["--config=configs/base.py", *(f"--config.{change}" for change in changes)]
     given = evaluate.parser().parse_args([f"--checkpoint={trained[0]}", f"--out={tmp_path}", "--samples=30"])
     for more, message in (
-        ([], "autoencoder.name='e2evavae_f16d32': the checkpoint .* has 'vavae_f16d32'"),
+        ([], "autoencoder.name='e2evavae_f16d32': the data are latents of vavae_f16d32"),
         (["--config.data.name=images"], "data.name='images': the checkpoint .* has 'latents'"),
     ):
         with pytest.raises(UserError, match=message):
-            prepare.prepare(given, [*config_flags, *more])
+            evaluation.prepare(given, [*config_flags, *more])
 
 
 def test_latents_may_stay_latents_but_a_picture_needs_weights(trained, tmp_path):
@@ -168,7 +169,7 @@ def test_latents_may_stay_latents_but_a_picture_needs_weights(trained, tmp_path)
     for flags, message in (
         ([], "moved|autoencoder"),  # the config's own path is gone
         (["--autoencoder-weights=none.pt"], "--autoencoder-weights=none.pt: no file of weights"),
-        (["--autoencoder=dcae_f32c32"], "--autoencoder=dcae_f32c32: the model's samples are latents of vavae_f16d32"),
+        (["--autoencoder=dcae_f32c32"], "--autoencoder='dcae_f32c32': the data are latents of vavae_f16d32"),
         (["--autoencoder=vae"], "name='vae': must be one of"),
         ([f"--autoencoder-weights={trained[1]}", "--statistics=none.npz"], "--statistics=none.npz: no such file"),
     ):

@@ -1,5 +1,8 @@
 """Reference statistics in every layout, and what is refused."""
 
+import os
+import pickle
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -69,6 +72,40 @@ def test_features(tmp_path):
     np.testing.assert_allclose(found.covariance, np.cov(features.astype(float), rowvar=False), rtol=1e-9)
 
 
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("nested", [True, False])
+def test_references_of_edm2(tmp_path, moments, protocol, nested):
+    """Pickles of arrays, also with mu as a row."""
+    stored = {"mu": moments[0][None], "sigma": np.asfortranarray(moments[1])}
+    with (tmp_path / "ref.pkl").open("wb") as file:
+        pickle.dump({"fid": stored, "fd_dinov2": {}} if nested else stored, file, protocol)
+    found = reference.load(tmp_path / "ref.pkl")
+    np.testing.assert_array_equal(found.mean, moments[0])
+    np.testing.assert_array_equal(found.covariance, moments[1])
+
+
+@pytest.mark.parametrize("content, message", [
+    ([1], "holds no mu and sigma"), ({"mu": 1, "sigma": np.eye(2)}, "mu is no array"),
+    ({"mu": np.asarray(["x"]), "sigma": np.eye(2)}, "must be of numbers"),
+    ({"mu": np.asarray([{}]), "sigma": np.eye(2)}, "must be of numbers"),
+])  # fmt: skip
+def test_other_pickles_are_refused(tmp_path, content, message):
+    (tmp_path / "ref.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(MetricError, match=message):
+        reference.load(tmp_path / "ref.pkl")
+
+
+def test_a_pickle_runs_no_code(tmp_path):
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was run"),)
+
+    (tmp_path / "ref.pkl").write_bytes(pickle.dumps({"mu": Code(), "sigma": np.eye(2)}))
+    with pytest.raises(MetricError, match=r"holds code \((posix|nt).mkdir\), which is never run"):
+        reference.load(tmp_path / "ref.pkl")
+    assert not (tmp_path / "was run").exists()
+
+
 def _file(**arrays):
     return lambda path: np.savez(path / "ref.npz", **arrays)
 
@@ -93,7 +130,7 @@ def _folder(*sizes):
         (_file(mu=np.zeros(2), sigma=np.asarray([[1.0, 1], [0, 1]])), {}, "sigma is not symmetric"),
         (_file(mu=np.full(2, np.nan), sigma=np.eye(2)), {}, "not finite"),
         (_file(mu=np.zeros(2), sigma=np.eye(2)), {"features": True}, r"needs images \(arr_0\) or features"),
-        (_file(mu=np.asarray([{}]), sigma=np.eye(2)), {}, "not a readable .npz file"),
+        (_file(mu=np.asarray([{}]), sigma=np.eye(2)), {}, "mu holds Python objects"),
         (_file(arr_0=np.zeros((9, 4, 4, 3), np.float32)), {}, r"float32, must be images \(N, H, W, 3\) uint8"),
         (_file(arr_0=np.zeros((3, 4, 4, 3), np.uint8)), {}, "3 samples, must be at least 4 for FID"),
         (_file(arr_0=np.zeros((9, 4, 4, 3), np.uint8)), {"extractor": None}, "need the weights of the Inception"),

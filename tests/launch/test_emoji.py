@@ -45,7 +45,7 @@ def tarball(folder):
 @pytest.mark.parametrize("packed", [False, True])
 def test_class_folders_with_white_where_it_was_transparent(tmp_path, package, packed):
     out = tmp_path / "made" / "images"
-    assert script.main(["emoji", f"--package={tarball(package) if packed else package}", f"--out={out}"]) == 0
+    assert script.main([f"--package={tarball(package) if packed else package}", f"--out={out}"]) == 0
     found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
     assert found == ["food-and-drink/a.png"] + [f"smileys-and-emotion/{name}.png" for name in ("b", "c-1", "c")]
     with Image.open(out / found[2]) as image:
@@ -54,7 +54,9 @@ def test_class_folders_with_white_where_it_was_transparent(tmp_path, package, pa
     for settings in (emoji.get_config(), emoji_small.get_config()):
         settings.data.path = str(out)
         source = sources.build(config.build(settings).data)
-        assert len(source) == 4 and source.num_classes == 2 and source.shape == (settings.data.size,) * 2 + (3,)
+        assert (
+            len(source) == 4 and source.spec.num_classes == 2 and source.spec.shape == (settings.data.size,) * 2 + (3,)
+        )
         batch = source.read(np.arange(4), np.zeros(4, bool))
         assert batch["label"].tolist() == [0, 1, 1, 1] and batch["x"].max() == 1
 

@@ -12,8 +12,9 @@ import time
 import pytest
 import yaml
 
-from ucgm_jax import hosts, train
-from ucgm_jax.hosts import Hosts
+from ucgm_jax.commands import flags, main, train
+from ucgm_jax.parallel import hosts
+from ucgm_jax.parallel.hosts import Hosts
 
 LAUNCH = pathlib.Path(__file__).resolve().parents[2] / "launch"
 PROGRAMS = ("python", "kubectl", "gcloud", "mpirun", "srun", "scontrol", "sleep")
@@ -88,15 +89,15 @@ def recorded(tmp_path):
 
 @pytest.fixture
 def dry_run(monkeypatch, capsys):
-    """Gives a command of a launch script to the real `ucgm_jax.train --dry-run`; returns the lines it prints."""
+    """Gives a command of a launch script to the real `ucgm train --dry-run`; returns the lines it prints."""
 
     def run(command, environment):
-        assert command[1:3] == ["-m", "ucgm_jax.train"]
-        argv = ["train", *command[3:], *["--dry-run"] * ("--dry-run" not in command)]
+        assert command[1:4] == ["-m", "ucgm_jax", "train"]
+        arguments = [*command[3:], *["--dry-run"] * ("--dry-run" not in command)]
         with monkeypatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
-            assert train.main(argv) == 0
+            assert main.main(arguments) == 0
         return capsys.readouterr().out.splitlines()
 
     return run
@@ -137,10 +138,12 @@ def test_dry_run_asks_each_process_what_it_would_be(recorded, script, arguments,
     assert result.returncode == 0, result.err
     assert len(recorded.calls) == len(places)  # nothing but python is called
     for index, call in enumerate(recorded.calls):
-        assert call["command"][:3] == ["python", "-m", "ucgm_jax.train"] and call["command"][-1] == "--dry-run"
-        rest, given = hosts.take_flags(call["command"][2:-1])
-        assert rest[1:] == TRAIN
-        assert hosts.find(given, call["environment"]) == expected(index)
+        assert call["command"][:4] == ["python", "-m", "ucgm_jax", "train"] and call["command"][-1] == "--dry-run"
+        config, rest = flags.split_config(call["command"][4:-1])
+        given = train.parser().parse_args(rest)
+        assert [*config, f"--workdir={given.workdir}"] == [TRAIN[0], TRAIN[2], TRAIN[1]]
+        where = given.coordinator, given.process_index, given.process_count
+        assert hosts.find(*where, call["environment"]) == expected(index)
     lines = [line for line in result.out.splitlines() if line.rstrip(":") in places or line.endswith("  process")]
     mark = "# " * (script == "kubernetes.sh")
     assert lines == [line for place in places for line in (f"{place}:", f"{mark}  process")]
@@ -158,17 +161,17 @@ def test_start_runs_the_command_that_the_dry_run_printed(recorded, script, progr
 def test_commands_that_start(recorded, dry_run):
     recorded.run("slurm.sh", *TRAIN, SLURM_CPUS_PER_TASK="32")
     step = ["srun", "--kill-on-bad-exit=1", "--cpus-per-task=32"]
-    assert recorded.commands == [[*step, "python", "-m", "ucgm_jax.train", *TRAIN]]
+    assert recorded.commands == [[*step, "python", "-m", "ucgm_jax", "train", *TRAIN]]
     variables = {"JOB_ID": "7", "STEP_NODELIST": "n[3-4]", "NTASKS": "2", "PROCID": "1"}
     lines = dry_run(recorded.commands[0][3:], {f"SLURM_{name}": value for name, value in variables.items()})
     assert lines[0] == "process 1 of 2 (SLURM), coordinator n3:61447"
     recorded.run("slurm.sh", *TRAIN)
-    assert recorded.commands == [["srun", "--kill-on-bad-exit=1", "python", "-m", "ucgm_jax.train", *TRAIN]]
+    assert recorded.commands == [["srun", "--kill-on-bad-exit=1", "python", "-m", "ucgm_jax", "train", *TRAIN]]
 
     recorded.run("mpi.sh", "a,b,c,d", "--", *TRAIN)
     options = shlex.split("mpirun --host a:1,b:1,c:1,d:1 --map-by node --bind-to none -x PATH -np 4")
     [command] = recorded.commands
-    assert command == [*options, "python", "-m", "ucgm_jax.train", "--coordinator=a:8476", *TRAIN]
+    assert command == [*options, "python", "-m", "ucgm_jax", "train", "--coordinator=a:8476", *TRAIN]
     lines = dry_run(command[len(options) :], {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4"})
     assert lines[0] == "process 2 of 4 (flags and Open MPI), coordinator a:8476"
 
@@ -177,7 +180,7 @@ def test_commands_that_start(recorded, dry_run):
     assert command[:-1] == shlex.split("gcloud compute tpus tpu-vm ssh pod --zone=us-central2-b --worker=all")
     remote = shlex.split(command[-1].removeprefix("--command="))
     assert remote[:4] == ["cd", "~/ucgm_jax", "&&", ".venv/bin/python"]
-    assert remote[6:] == ["--coordinator=auto", *TRAIN]
+    assert remote[4:] == ["-m", "ucgm_jax", "train", "--coordinator=auto", *TRAIN]
     assert dry_run(remote[3:], {})[0].startswith("processes: found by JAX")
 
 
@@ -224,7 +227,7 @@ def test_manifest_for_gpus(recorded, dry_run):
     assert volume["persistentVolumeClaim"] == {"claimName": "disk"}
     assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/shared"}]
     command = received(container["command"])
-    assert command[3:] == ["--coordinator=job-0.job:8476", "--process-count=2", *TRAIN]
+    assert command[4:] == ["--coordinator=job-0.job:8476", "--process-count=2", *TRAIN]
     environment = {"JOB_COMPLETION_INDEX": "1"}
     assert dry_run(command, environment)[0] == "process 1 of 2 (flags and Kubernetes), coordinator job-0.job:8476"
 
@@ -238,7 +241,7 @@ def test_manifest_for_tpus(recorded, dry_run):
     }
     assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
     command = received(pod["containers"][0]["command"])
-    assert command == ["python", "-m", "ucgm_jax.train", *TRAIN]
+    assert command == ["python", "-m", "ucgm_jax", "train", *TRAIN]
     told = {"JOB_COMPLETION_INDEX": "3", "TPU_WORKER_ID": "3"}
     told["TPU_WORKER_HOSTNAMES"] = ",".join(f"job-{index}.job" for index in range(4))
     assert dry_run(command, told)[0] == "process 3 of 4 (TPU pod), coordinator job-0.job:8476"
@@ -274,7 +277,7 @@ def without(name, arguments=GPUS):
         ("kubernetes.sh", [*without("tpu-topology", TPUS), "--", *TRAIN], "--tpu-topology: must be"),
         ("kubernetes.sh", [*TPUS, "--pods=2", "--", *TRAIN], "--tpu-topology=4x4: must have as many chips"),
         ("kubernetes.sh", [*GPUS, "--name=My_job", "--", *TRAIN], "--name=My_job: must be"),
-        ("kubernetes.sh", [*GPUS, "--", *TRAIN[1:]], "--config: must name a config file"),
+        ("kubernetes.sh", [*GPUS, "--", *TRAIN[1:]], "--config: must name a config, such as digits"),
         ("kubernetes.sh", [*GPUS, "--", TRAIN[0]], "--workdir: must be a folder in /shared"),
         ("kubernetes.sh", [*GPUS, "--", TRAIN[0], "--workdir=runs"], "--workdir=runs: must be a folder in /shared"),
         ("kubernetes.sh", [*GPUS, *TRAIN], "--config=configs/digits.py: must be a flag of launch/kubernetes.sh"),

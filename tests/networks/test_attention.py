@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ucgm_jax.networks.attention import attend, splash, traced_for
+from ucgm_jax.networks.attention import attend, splash
 from ucgm_jax.networks.names import NetworkSettings
 
 
@@ -45,10 +45,12 @@ def test_kernel_for_tpus(tokens, features):
 
 def test_automatic_choice_for_devices_that_are_not_there():
     long, short = (jax.ShapeDtypeStruct((1, tokens, 2, 64), jnp.float32) for tokens in (2048, 64))
-    kernels = lambda x: str(jax.make_jaxpr(lambda q, k, v: attend(q, k, v, "auto"))(x, x, x)).count("pallas_call")
-    with traced_for("tpu"):
-        assert kernels(long) and not kernels(short)
-    assert not kernels(long)
+
+    def kernels(x, platform=""):
+        return str(jax.make_jaxpr(lambda q, k, v: attend(q, k, v, "auto", platform))(x, x, x)).count("pallas_call")
+
+    assert kernels(long, "tpu") and not kernels(short, "tpu")
+    assert not kernels(long) and not kernels(long, "gpu")
 
 
 def test_fused_backends_have_no_forward_mode():

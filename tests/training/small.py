@@ -1,6 +1,7 @@
 """A model small enough to compile in a second or two, on real digits."""
 
-from ucgm_jax import config
+from ucgm_jax import config as config_module
+from ucgm_jax.commands import train as command
 
 
 def small_config(**changes):
@@ -8,7 +9,7 @@ def small_config(**changes):
 
     Without the cosine loss: over the one channel of digits it is a sign, which rounding can flip.
     """
-    result = config.default_config()
+    result = config_module.default_config()
     result.data.name = "digits"
     result.network.name = "TiT-S/4"
     result.network.hidden_size = 16
@@ -26,3 +27,26 @@ def small_config(**changes):
         section, _, name = key.rpartition("__")
         setattr(result[section] if section else result, name, value)
     return result
+
+
+# Changes that make it any-step training.
+ANY_STEP = {"network__target_time": "added", "objective__kind": "any_step", "any_step__model_weight": 0.5}
+
+
+def settings_of(**changes):
+    """The settings of `small_config`."""
+    return config_module.build(small_config(**changes))
+
+
+def train(config, workdir):
+    """Trains as `ucgm train` does; returns the last state."""
+    return command.train(config_module.build(config), workdir)
+
+
+def run_of(config):
+    """The run of a config."""
+    from ucgm_jax.data import sources
+    from ucgm_jax.training.run import Run
+
+    settings = config_module.build(config)
+    return Run(settings, sources.build(settings.data))

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.networks.test_unets import random_weights, tiny_inputs, tiny_network
-from ucgm_jax.config import OptimizerSettings, Settings
 from ucgm_jax.conversion.tables import leaves
 from ucgm_jax.method.objective import ObjectiveSettings
+from ucgm_jax.settings import OptimizerSettings, Settings
 from ucgm_jax.training import optimizers, state, step
 
 

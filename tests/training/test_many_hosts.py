@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.training import processes
-from tests.training.small import small_config
+from tests.training.small import small_config, train
 from ucgm_jax import config as config_module
 from ucgm_jax.data import pipeline, sources
 from ucgm_jax.training import loop
@@ -62,7 +62,7 @@ def test_signals_kills_and_another_number_of_processes(tmp_path):
 
     # The same run on one process that nothing happened to.
     undisturbed = tmp_path / "undisturbed"
-    loop.train(small_config(**MESH | {"train__steps": total}), undisturbed)
+    train(small_config(**MESH | {"train__steps": total}), undisturbed)
     losses = [list(processes.losses(folder).values()) for folder in (workdir, undisturbed)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
@@ -99,7 +99,7 @@ def test_one_process_saves_when_asked_to_stop(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.processes.Preemption, "reached", reached)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(loop.processes.Preempted, match="step 3 is saved"):
-        loop.train(small_config(train__steps=20), tmp_path / "run")
+        train(small_config(train__steps=20), tmp_path / "run")
     assert steps == [1, 2, 3] and processes.steps_kept(tmp_path / "run") == [3]
     assert signal.getsignal(signal.SIGTERM) is before
     assert loop.processes.Preempted.exit_code == 75

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from tests.golden_cases import GOLDEN, relative_error
-from ucgm_jax.config import OptimizerSettings
 from ucgm_jax.errors import UserError
+from ucgm_jax.settings import OptimizerSettings
 from ucgm_jax.training import optimizers
 
 PUBLISHED = {

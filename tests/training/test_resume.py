@@ -1,5 +1,6 @@
 """A run that is killed and resumed ends with the same bits as one that was not."""
 
+import functools
 import json
 import os
 import pathlib
@@ -12,12 +13,14 @@ import time
 import jax
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 
-from tests.training.small import small_config
+from tests.training.small import ANY_STEP, run_of, small_config, train
+from ucgm_jax.checkpoints import converted, reading
+from ucgm_jax.checkpoints.writing import Checkpoints
+from ucgm_jax.conversion.tables import Record
 from ucgm_jax.errors import UserError
-from ucgm_jax.training import checkpoints, loop
+from ucgm_jax.training import loop
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -25,7 +28,7 @@ import os, sys
 import jax
 jax.config.update("jax_num_cpu_devices", int(sys.argv[3]))
 jax.config.update("jax_compilation_cache_dir", sys.argv[4])
-from tests.training.small import small_config
+from tests.training.small import run_of, small_config, train
 from ucgm_jax.data import sources
 from ucgm_jax.training import loop
 seen = open(sys.argv[1] + ".seen", "a")
@@ -34,12 +37,15 @@ def recorded(self, indices, flip):
     seen.write(" ".join(map(str, indices)) + "\\n"); seen.flush()
     return read(self, indices, flip)
 sources.ArraySource.read = recorded
-loop.train(small_config(train__steps=int(sys.argv[2]), train__checkpoint_every=10, mesh__data=-1), sys.argv[1])
+import json
+changes = json.loads(sys.argv[5])
+config = small_config(train__steps=int(sys.argv[2]), train__checkpoint_every=10, mesh__data=-1, **changes)
+train(config, sys.argv[1])
 """
 
 
-def start(workdir, steps, cache, devices=1):
-    command = [sys.executable, "-c", PROGRAM, str(workdir), str(steps), str(devices), str(cache)]
+def start(workdir, steps, cache, devices=1, **changes):
+    command = [sys.executable, "-c", PROGRAM, str(workdir), str(steps), str(devices), str(cache), json.dumps(changes)]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
 
 
@@ -49,13 +55,13 @@ def last_step(workdir) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def stored(workdir, step):
+def stored(workdir, step, **changes):
     folder = workdir / "checkpoints" / str(step)
     assert folder.is_dir()
-    config = small_config(train__steps=40)
-    run = loop.Run(config)
-    saved = checkpoints.Checkpoints(workdir, 10)
-    state, position = saved.restore(step, run.abstract, run.shardings)
+    config = small_config(train__steps=40, **changes)
+    run = run_of(config)
+    saved = Checkpoints(workdir, 10)
+    state, position = run.resume(saved, step)
     saved.close()
     return jax.tree.map(np.asarray, state), position
 
@@ -72,7 +78,7 @@ def test_killed_and_resumed_run_is_bit_identical(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     reached = last_step(killed)
-    resumed_from = checkpoints.find(killed).step
+    resumed_from = reading.find(killed).step
     assert 23 <= reached and 20 <= resumed_from <= reached
     total = max(40, resumed_from + 10)
     assert start(killed, total, cache).wait() == 0
@@ -92,6 +98,24 @@ def test_killed_and_resumed_run_is_bit_identical(tmp_path):
     assert losses(killed) == losses(straight) and len(losses(killed)) == total
 
 
+def test_killed_and_resumed_any_step_run_is_bit_identical(tmp_path):
+    cache, straight, killed = tmp_path / "cache", tmp_path / "straight", tmp_path / "killed"
+    assert start(straight, 30, cache, **ANY_STEP).wait() == 0
+    process = start(killed, 1_000_000, cache, **ANY_STEP)
+    while last_step(killed) < 13 or not (killed / "checkpoints" / "10").is_dir():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    total = max(30, reading.find(killed).step + 10)
+    assert start(killed, total, cache, **ANY_STEP).wait() == 0
+    if total > 30:
+        assert start(straight, total, cache, **ANY_STEP).wait() == 0
+    (state, _), (expected, _) = stored(killed, total, **ANY_STEP), stored(straight, total, **ANY_STEP)
+    assert np.abs(expected.target["gap_embedding"]["output"]["kernel"]).max() > 0
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
 def test_resumes_on_another_device_count(tmp_path):
     cache, workdir, straight = tmp_path / "cache", tmp_path / "moved", tmp_path / "straight"
     assert start(workdir, 10, cache, devices=8).wait() == 0
@@ -102,36 +126,36 @@ def test_resumes_on_another_device_count(tmp_path):
 
 
 def test_interrupted_save_keeps_the_last_good_one(tmp_path):
-    loop.train(small_config(train__steps=2), tmp_path / "run")
+    train(small_config(train__steps=2), tmp_path / "run")
     good = tmp_path / "run" / "checkpoints" / "2"
     # What a kill in the middle of a save leaves: a folder that never got its final name.
     partial = good.with_name("3.orbax-checkpoint-tmp-17")
     partial.mkdir()
     (partial / "ema").mkdir()
-    assert checkpoints.find(tmp_path / "run").step == 2
-    state = loop.train(small_config(train__steps=4), tmp_path / "run")
+    assert reading.find(tmp_path / "run").step == 2
+    state = train(small_config(train__steps=4), tmp_path / "run")
     assert int(state.step) == 4
-    assert checkpoints.find(tmp_path / "run").step == 4
+    assert reading.find(tmp_path / "run").step == 4
 
 
 def test_keeps_the_newest_checkpoints(tmp_path):
-    loop.train(small_config(train__steps=5, train__checkpoint_every=1, train__keep_checkpoints=2), tmp_path / "run")
+    train(small_config(train__steps=5, train__checkpoint_every=1, train__keep_checkpoints=2), tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["4", "5"]
 
 
 class TestWorkFolder:
     def test_another_config_is_refused_unless_it_only_computes_otherwise(self, tmp_path):
-        loop.train(small_config(train__steps=1), tmp_path / "run")
+        train(small_config(train__steps=1), tmp_path / "run")
         before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
         with pytest.raises(UserError, match="optimizer.learning_rate=0.5: .*0.001"):
-            loop.train(small_config(train__steps=2, optimizer__learning_rate=0.5), tmp_path / "run")
+            train(small_config(train__steps=2, optimizer__learning_rate=0.5), tmp_path / "run")
         assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-        assert int(loop.train(small_config(train__steps=2, network__remat="full"), tmp_path / "run").step) == 2
+        assert int(train(small_config(train__steps=2, network__remat="full"), tmp_path / "run").step) == 2
 
     def test_foreign_files_are_left_alone(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("chapter 1")
-        with pytest.raises(UserError, match="--workdir=.* not empty"):
-            loop.train(small_config(), tmp_path)
+        with pytest.raises(UserError, match="workdir=.* not empty"):
+            train(small_config(), tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -139,29 +163,29 @@ FEW_STEP = {"objective__consistency_ratio": 1.0, "objective__target_decay": 1.0}
 
 
 def test_few_step_run_starts_from_one_checkpoint_and_learns_from_another(tmp_path):
-    loop.train(small_config(train__steps=2), tmp_path / "first")
-    loop.train(small_config(train__steps=2, seed=1), tmp_path / "second")
+    train(small_config(train__steps=2), tmp_path / "first")
+    train(small_config(train__steps=2, seed=1), tmp_path / "second")
     few_step = small_config(
         **FEW_STEP,
         train__init_from=str(tmp_path / "first"),
         train__teacher_from=str(tmp_path / "second"),
     )
-    state = loop.Run(few_step).start()
+    state = run_of(few_step).start()
     for name, part in (("first", state.parameters), ("first", state.ema), ("second", state.target)):
-        found = checkpoints.find(tmp_path / name)
+        found = reading.find(tmp_path / name)
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), part)
         placed = jax.tree.map(lambda a: a.sharding, part)
-        jax.tree.map(np.testing.assert_array_equal, part, checkpoints.read_weights(found, abstract, placed))
+        jax.tree.map(np.testing.assert_array_equal, part, reading.read_weights(found, abstract, placed))
 
 
 def test_goes_on_without_the_checkpoint_that_it_started_from(tmp_path):
-    loop.train(small_config(train__steps=1), tmp_path / "first")
+    train(small_config(train__steps=1), tmp_path / "first")
     few_step = lambda steps: small_config(**FEW_STEP, train__steps=steps, train__init_from=str(tmp_path / "first"))
-    loop.train(few_step(1), tmp_path / "run")
+    train(few_step(1), tmp_path / "run")
     shutil.rmtree(tmp_path / "first")
-    assert int(loop.train(few_step(2), tmp_path / "run").step) == 2
+    assert int(train(few_step(2), tmp_path / "run").step) == 2
     with pytest.raises(UserError, match="train.init_from=.*no such folder"):
-        loop.train(few_step(2), tmp_path / "new")
+        train(few_step(2), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -176,7 +200,7 @@ def test_goes_on_without_the_checkpoint_that_it_started_from(tmp_path):
 )
 def test_mistakes_are_found_before_anything_is_written(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        loop.train(small_config(**changes), tmp_path / "run")
+        train(small_config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -191,40 +215,41 @@ def test_stops_after_a_run_of_bad_steps_with_a_clear_message(tmp_path, monkeypat
         train__max_bad_steps=5, train__steps=steps, train__log_every=10, train__checkpoint_every=7
     )
     with pytest.raises(loop.BadSteps, match="stopped at step 10: 5 steps in a row.*train.max_bad_steps"):
-        loop.train(config(20), tmp_path / "run")
-    assert checkpoints.find(tmp_path / "run").step == 7
+        train(config(20), tmp_path / "run")
+    assert reading.find(tmp_path / "run").step == 7
     monkeypatch.undo()  # what was wrong with the data is mended
-    assert int(loop.train(config(12), tmp_path / "run").bad_steps) == 0
+    assert int(train(config(12), tmp_path / "run").bad_steps) == 0
 
 
 class TestConvertedOptimizer:
-    """Moments of a PyTorch optimiser, as `ucgm_jax.convert` leaves them, become the optax state."""
+    """Moments of a PyTorch optimiser, as `ucgm_jax.commands.convert` leaves them, become the optax state."""
 
     @pytest.fixture(scope="class")
     def folder(self, tmp_path_factory):
         workdir = tmp_path_factory.mktemp("converted") / "run"
-        loop.train(small_config(train__steps=2), workdir)
-        found = checkpoints.find(workdir)
+        train(small_config(train__steps=2), workdir)
+        found = reading.find(workdir)
         state, _ = stored(workdir, 2)
-        for name, moment in (("first", state.optimizer[0].mu), ("second", state.optimizer[0].nu)):
-            with ocp.StandardCheckpointer() as writer:
-                writer.save(found.folder / f"{name}_moment", moment)
-        (found.folder / "conversion.json").write_text(json.dumps({"optimizer_steps": 17}))
-        return found.folder, state
+        moments = {"first_moment": state.optimizer[0].mu, "second_moment": state.optimizer[0].nu}
+        items = {name: functools.partial(jax.tree.map, np.asarray, tree) for name, tree in moments.items()}
+        items["ema"] = lambda: jax.tree.map(np.asarray, state.ema)
+        out, summary = workdir.with_name("converted"), {"optimizer_steps": 17}
+        converted.write(out, items, found.settings, found.spec, Record(), summary)
+        return out, state
 
     @pytest.mark.parametrize("name", ["adamw", "radam"])
     def test_start_with_it(self, folder, name):
         changes = {"train__init_from": str(folder[0]), "train__init_optimizer": True, "optimizer__name": name}
-        state = loop.Run(small_config(**changes)).start().optimizer
+        state = run_of(small_config(**changes)).start().optimizer
         jax.tree.map(np.testing.assert_array_equal, optax.tree_utils.tree_get(state, "mu"), folder[1].optimizer[0].mu)
         jax.tree.map(np.testing.assert_array_equal, optax.tree_utils.tree_get(state, "nu"), folder[1].optimizer[0].nu)
         assert {int(count) for _, count in optax.tree_utils.tree_get_all_with_path(state, "count")} == {17}
 
     def test_refused_where_there_is_none(self, tmp_path):
-        loop.train(small_config(train__steps=1), tmp_path / "run")
+        train(small_config(train__steps=1), tmp_path / "run")
         config = small_config(train__init_from=str(tmp_path / "run"), train__init_optimizer=True)
         with pytest.raises(UserError, match="train.init_optimizer=.*holds no optimiser state"):
-            loop.train(config, tmp_path / "new")
+            train(config, tmp_path / "new")
         assert not (tmp_path / "new").exists()
         with pytest.raises(UserError, match="train.init_optimizer=True: needs train.init_from"):
-            loop.Run(small_config(train__init_optimizer=True))
+            run_of(small_config(train__init_optimizer=True))

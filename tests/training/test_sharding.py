@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from tests.training.small import small_config
+from tests.training.small import run_of, small_config
 from ucgm_jax import config as config_module
 from ucgm_jax.errors import UserError
 from ucgm_jax.networks import flops, names
-from ucgm_jax.training import loop, sharding, speed
+from ucgm_jax.parallel import meshes, sharding
+from ucgm_jax.parallel.meshes import MeshSettings
+from ucgm_jax.training import speed
 from ucgm_jax.training.speed import forward_units, peak_flops
 
 NAMES = ("TiT-XL/2", "SiT-B/4", "LightningDiT-XL/1", "DDT-XL/2", "EDM2-S", "UNet+")
@@ -46,8 +48,8 @@ def test_every_parameter_has_a_rule_and_large_ones_are_split(name):
 
 
 def test_dimensions_that_do_not_divide_are_reported_with_their_memory():
-    run = loop.Run(small_config(network__num_heads=4, mesh__data=1, mesh__tensor=8))
-    found = sharding.undivided(run.abstract.parameters, run.mesh)
+    run = run_of(small_config(network__num_heads=4, mesh__data=1, mesh__tensor=8))
+    found = sharding.undivided(run.abstract.parameters, run.model.mesh)
     features, hidden, depth = 16, 42, 2
     kernels = 4 * features * features * depth  # query, key, value and projection
     mlp = 3 * features * hidden * depth
@@ -55,24 +57,24 @@ def test_dimensions_that_do_not_divide_are_reported_with_their_memory():
     assert found == {"heads 4 over tensor 8": cost(kernels + 3 * features * depth), "mlp 42 over tensor 8": cost(mlp)}
     text = run.describe()
     assert text.count("heads 4 over tensor 8") == 1 and "MiB per device" in text
-    assert "does not divide" not in loop.Run(small_config(mesh__fsdp=2)).describe()
+    assert "does not divide" not in run_of(small_config(mesh__fsdp=2)).describe()
 
 
 @pytest.mark.parametrize("name", ["UNet+", "EDM2-XS"])
 def test_unets_are_not_split_over_tensor(name):
     changes = {"network__name": name, "network__hidden_size": 64, "network__num_heads": 0}
     with pytest.raises(UserError, match=f"mesh.tensor=2: must be 1 for {re.escape(name)}"):
-        loop.Run(small_config(**changes, mesh__tensor=2))
+        run_of(small_config(**changes, mesh__tensor=2))
 
 
 def test_microbatches_have_to_divide_over_the_devices():
     with pytest.raises(UserError, match="train.batch_size=16: must be a multiple of .* = 4 x 8"):
-        loop.Run(small_config(train__gradient_accumulation=4))
+        run_of(small_config(train__gradient_accumulation=4))
 
 
 def test_a_process_reads_the_rows_that_its_devices_hold():
-    mesh = sharding.make_mesh(config_module.MeshSettings(data=2, fsdp=2, tensor=2))
-    np.testing.assert_array_equal(sharding.process_rows(mesh, 8), np.arange(8))
+    mesh = meshes.make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
+    np.testing.assert_array_equal(meshes.process_rows(mesh, 8), np.arange(8))
 
 
 @pytest.mark.parametrize("name, published", [("TiT-XL/2", None), ("SiT-B/4", 5.56e9), ("EDM2-S", 102e9 / 4)])

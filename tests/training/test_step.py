@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,9 @@ from ucgm_jax import config as config_module
 from ucgm_jax.data import pipeline, sources
 from ucgm_jax.method import transports
 from ucgm_jax.networks import convolutions, names
-from ucgm_jax.training import optimizers, placement, sharding
+from ucgm_jax.parallel import meshes, placement
+from ucgm_jax.parallel.meshes import MeshSettings
+from ucgm_jax.training import optimizers
 from ucgm_jax.training import state as state_module
 from ucgm_jax.training.step import batch_loss, compile_step, draw, loss_and_gradients, zero_non_finite
 
@@ -30,8 +33,8 @@ class Job:
     def __init__(self, config, devices=1):
         self.settings = config_module.build(config)
         self.source = sources.build(self.settings.data)
-        self.mesh = sharding.make_mesh(self.settings.mesh, jax.devices()[:devices])
-        self.network = names.build(self.settings.network, self.source.shape, self.source.num_classes)
+        self.mesh = meshes.make_mesh(self.settings.mesh, jax.devices()[:devices])
+        self.network = names.build(self.settings.network, self.source.spec.shape, self.source.spec.num_classes)
         self.optimizer = optimizers.build(self.settings.optimizer)
         self.abstract = state_module.abstract(self.network, self.optimizer, self.settings.objective)
         self.shardings = state_module.shardings(self.abstract, self.optimizer, self.mesh)
@@ -41,7 +44,7 @@ class Job:
 
     def batches(self):
         host = pipeline.batches(self.source, batch_size=self.settings.train.batch_size, seed=0)
-        return pipeline.to_devices(host, sharding.batch_sharding(self.mesh))
+        return pipeline.to_devices(host, meshes.batch_sharding(self.mesh))
 
     def start(self):
         return self._create(jax.random.key(1))
@@ -87,13 +90,18 @@ class Noisy(nnx.Module):
     def __init__(self, rngs):
         self.linear = nnx.Linear(8, 8, rngs=rngs)
 
-    def __call__(self, x, t, labels, dropout_keys=None):
+    def __call__(self, x, t, labels, dropout_keys=None, placement=None):
         return convolutions.dropout(self.linear(x), 0.5, dropout_keys)
 
 
+ONE_TIME = types.SimpleNamespace(target_time="none")
+
+
 def test_dropout_does_not_depend_on_the_mesh_nor_on_microbatches():
-    network = names.Network(Noisy, name="noisy", shape=(8, 8, 8), num_classes=10, family="", options=None, dropout=True)
-    mesh = sharding.make_mesh(config_module.MeshSettings(data=2, fsdp=2, tensor=2))
+    network = names.Network(
+        Noisy, name="noisy", shape=(8, 8, 8), num_classes=10, family="", options=ONE_TIME, dropout=True
+    )
+    mesh = meshes.make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
     parameters = network.init(jax.random.key(0))
     settings = config_module.build(small_config(objective__target_decay=0.0))
     batch = {"x": jax.random.normal(jax.random.key(1), (16, *network.shape)), "label": jnp.arange(16) % 10}

@@ -6,9 +6,12 @@ WORKDIR.seen.INDEX.
 """
 
 import json
+import sys
 import time
 
-from ucgm_jax import errors, hosts
+from ucgm_jax import errors
+from ucgm_jax.commands import flags
+from ucgm_jax.parallel import hosts
 
 
 def record(loop, path, pause):
@@ -35,21 +38,18 @@ def record(loop, path, pause):
 def main(argv):
     workdir, options = argv[1], json.loads(argv[2])
     hosts.HEARTBEAT_SECONDS, hosts.SHUTDOWN_SECONDS = options["heartbeat"], options["heartbeat"]
-    flags = []
-    if options["count"] > 1:
-        address = f"--coordinator=127.0.0.1:{options['port']}"
-        flags = [address, f"--process-index={options['index']}", f"--process-count={options['count']}"]
-    hosts.start(hosts.find(hosts.take_flags(["worker", *flags])[1], {}))
-    from tests.training.small import small_config
-    from ucgm_jax import processes
+    alone, several = options["count"] == 1, (f"127.0.0.1:{options['port']}", options["index"], options["count"])
+    hosts.start(hosts.find(*(() if alone else several), environment={}))
+    from tests.training.small import small_config, train
+    from ucgm_jax.parallel import processes
     from ucgm_jax.training import loop
 
     record(loop, f"{workdir}.seen.{options['index']}", options["seconds"])
-    with processes.leaving_at_once():
-        loop.train(small_config(**options["config"]), workdir)
+    with processes.ending_all_on_failure():
+        train(small_config(**options["config"]), workdir)
     return 0
 
 
 if __name__ == "__main__":
     errors.set_up_logging()
-    errors.run(main)
+    sys.exit(flags.run(flags.parser("worker", ""), lambda: main(sys.argv)))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ucgm_jax.autoencoders.layers import (
+from ucgm_jax.autoencoders.blocks import (
     ACTIVATIONS,
     NORMS,
     RMSNorm,
@@ -25,7 +25,7 @@ from ucgm_jax.autoencoders.layers import (
     repeat_channels,
     space_to_channels,
 )
-from ucgm_jax.networks.layers import run_stack, stack
+from ucgm_jax.networks.stack import run_stack, stack
 
 Array = jax.Array
 HEAD_CHANNELS = 32
@@ -142,7 +142,7 @@ class Encoder(nnx.Module):
     def __call__(self, images: Array) -> Array:
         x = space_to_channels(self.input(images))
         for index in range(len(self.widths)):
-            x = run_stack(self.blocks[str(index)], x, remat="none")
+            x = run_stack(self.blocks[str(index)], x)
             if index + 1 < len(self.widths):
                 shortcut = average_channels(space_to_channels(x), self.widths[index + 1])
                 x = space_to_channels(self.halvings[str(index)](x)) + shortcut
@@ -179,7 +179,7 @@ class Decoder(nnx.Module):
             if index + 1 < len(self.widths):
                 shortcut = channels_to_space(repeat_channels(x, 4 * self.widths[index]))
                 x = channels_to_space(self.doublings[str(index)](x)) + shortcut
-            x = run_stack(self.blocks[str(index)], x, remat="none")
+            x = run_stack(self.blocks[str(index)], x)
         return channels_to_space(self.output(nnx.relu(self.norm(x))))
 
 

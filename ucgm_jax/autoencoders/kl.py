@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ucgm_jax.autoencoders.layers import (
+from ucgm_jax.autoencoders.blocks import (
     AttentionBlock,
     GroupNorm,
     ResidualBlock,

@@ -26,8 +26,18 @@ class Normalisation:
             raise ValueError(f"latent statistics: {len(self.mean)} means and {len(self.std)} standard deviations")
         if not all(np.isfinite(self.mean)) or not all(s > 0 and np.isfinite(s) for s in self.std):
             raise ValueError("latent statistics: means must be finite, standard deviations finite and above 0")
-        if not self.multiplier:
-            raise ValueError(f"latent multiplier {self.multiplier}: must not be 0")
+        if not self.multiplier or not np.isfinite(self.multiplier):
+            raise ValueError(f"latent multiplier {self.multiplier}: must be finite and not 0")
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Normalisation:
+        """From the fields' values as JSON has them.
+
+        Raises:
+          ValueError, TypeError, KeyError: they are not.
+        """
+        mean, std = (tuple(map(float, stored[name])) for name in ("mean", "std"))
+        return cls(mean, std, float(stored["multiplier"]))
 
     def apply(self, latents: Any) -> Any:
         """Latents (..., C), NumPy or JAX, to data of a network."""

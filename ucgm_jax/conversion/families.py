@@ -10,6 +10,7 @@ import numpy as np
 from ucgm_jax.autoencoders.interface import Autoencoder
 from ucgm_jax.conversion import autoencoders, tables, transformers, unets
 from ucgm_jax.conversion.tables import Parameters, Record, Table
+from ucgm_jax.networks import one_time
 from ucgm_jax.networks.names import Network
 
 Model = Network | Autoencoder  # what has a family, options and parameters
@@ -37,8 +38,18 @@ def torch_shapes(model: Model) -> dict[str, tuple[int, ...]]:
 
 
 def to_flax(model: Model, state: Mapping[str, np.ndarray]) -> Parameters:
-    """The model's parameters, float32, from a PyTorch state dict; errors as in `tables.to_flax`."""
+    """The model's parameters, float32, from a PyTorch state dict; errors as in `tables.to_flax`.
+
+    A network of two times takes the weights of one time too; what these lack has its first value then.
+    """
+    if isinstance(model, Network) and model.has_target_time and not _holds_target_time(model, state):
+        return one_time.with_target_time(model, to_flax(one_time.one_time(model), state))
     return tables.to_flax(table(model), state, model.abstract_parameters)
+
+
+def _holds_target_time(network: Network, state: Mapping[str, np.ndarray]) -> bool:
+    further = torch_shapes(network).keys() - torch_shapes(one_time.one_time(network)).keys()
+    return any(key in state for key in further)
 
 
 def to_torch(model: Model, parameters: Parameters, recorded: Record | None = None) -> dict[str, np.ndarray]:

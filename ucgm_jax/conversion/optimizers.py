@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ucgm_jax.conversion import families, tables
-from ucgm_jax.conversion.files import LazyState, TorchFile
 from ucgm_jax.conversion.originals import ORIGINALS, Original
 from ucgm_jax.conversion.tables import Computed, ConversionError, Parameters, Rule
+from ucgm_jax.conversion.torch_files import LazyState, TorchFile
 from ucgm_jax.networks.names import Network
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -71,6 +71,18 @@ def optimizer_moments(network: Network, file: TorchFile) -> Moments:
         )
 
     return Moments(lambda: moment(MOMENTS[0]), lambda: moment(MOMENTS[1]), steps.pop())
+
+
+def moments_or_reason(network: Network, file: TorchFile) -> tuple[Moments | None, str]:
+    """The moments in a training checkpoint, or why there are none to convert; ("" where it has no optimiser)."""
+    if file.optimizer is None:
+        return None, ""
+    try:
+        return optimizer_moments(network, file), ""
+    except ConversionError as error:
+        return None, str(error)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # nothing like a state of PyTorch's optimisers
+        return None, f"opt: cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
 
 
 def _steps(key: str, state: Mapping[str, Any] | None) -> int:

@@ -18,8 +18,14 @@ from collections.abc import Callable, Iterable, Mapping
 
 from ucgm_jax.conversion.tables import ConversionError
 
-# Left by PyTorch's wrappers at the front of a key, in any number.
-WRAPPERS = ("module.", "_orig_mod.")
+# Left in keys by wrappers of modules, anywhere and in any number: those of PyTorch's data-parallel training, compiling,
+# checkpointing of activations and fully sharded training, and Lightning's.
+WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module"}
+# What a trainer's module calls the network in it, and the average beside it, where a family has no names of its own.
+TRAINERS = {
+    "ema": ("ema_model.", "model_ema.", "ema.", "net_ema.", "ema_net."),
+    "model": ("model.", "net.", "network."),
+}
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -66,10 +72,22 @@ ORIGINALS: dict[str, Original] = {
 
 
 def unwrapped(key: str) -> str:
-    """The key without what PyTorch's wrappers put in front of it."""
-    while key.startswith(WRAPPERS):
-        key = key.partition(".")[2]
-    return key
+    """The key without what wrappers of modules put into it."""
+    return ".".join(part for part in key.split(".") if part not in WRAPPERS) or key
+
+
+def _prefixes(original: Original, weights: str, names: Iterable[str]) -> tuple[str, tuple[str, ...]]:
+    """The prefix of the wanted network's keys, and those of other networks beside it; "" for none."""
+    names = list(names)
+    there = lambda prefix: bool(prefix) and any(name.startswith(prefix) for name in names)
+    wanted = original.prefixes.get(weights, "")
+    if there(wanted):
+        return wanted, tuple(set(original.prefixes.values()) - {wanted})
+    if original.prefixes:
+        return "", ()
+    emas, models = (tuple(filter(there, TRAINERS[kind])) for kind in ("ema", "model"))
+    found = {"ema": emas or models, "model": models or emas, "": emas or models}[weights]
+    return (found[0], tuple({*emas, *models} - {found[0]})) if found else ("", ())
 
 
 def published_names(family: str, weights: str, keys: Iterable[str]) -> tuple[dict[str, str], list[str]]:
@@ -90,9 +108,8 @@ def published_names(family: str, weights: str, keys: Iterable[str]) -> tuple[dic
     original = ORIGINALS.get(family, Original())
     names, left_out = {}, []
     plain = {key: unwrapped(key) for key in keys}
-    wanted = original.prefixes.get(weights, "")
-    inside = bool(wanted) and any(name.startswith(wanted) for name in plain.values())
-    others = tuple(set(original.prefixes.values()) - {wanted})
+    wanted, others = _prefixes(original, weights, plain.values())
+    inside = bool(wanted)
     for key, name in plain.items():
         if inside and name.startswith(wanted):
             name = unwrapped(name.removeprefix(wanted))

@@ -159,6 +159,9 @@ def to_flax(table: Table, state: Mapping[str, np.ndarray], abstract: Parameters)
             target = (whole if rule.indices is None else whole[row])[rule.part]
             tensor = np.asarray(state[key])
             target[...] = rule.layout.to_flax(tensor, target.shape)
+            bad = target.size - np.count_nonzero(np.isfinite(target))
+            if bad:
+                raise ConversionError(f"{key}: {bad} of {target.size} values are not finite")
             if tensor.dtype == np.float64 and not np.array_equal(rule.layout.to_torch(target), tensor):
                 raise ConversionError(f"{key}: float64 values that float32 cannot hold")
     parameters: dict = {}

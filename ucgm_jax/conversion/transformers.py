@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ucgm_jax.conversion.tables import COPY, FLATTENED, LINEAR, Computed, Rule, Table, linear, patch_bias, patches
-from ucgm_jax.networks import layers
+from ucgm_jax.networks import embeddings, rotary
 from ucgm_jax.networks.transformer import TransformerSettings
 
 
@@ -14,8 +14,12 @@ def _dense(torch: str, flax: str, indices: range | None = None, *, inputs: int =
     return rules + [Rule(f"{torch}.bias", f"{flax}/bias", FLATTENED, indices)] * bias
 
 
-def _time_embedding() -> Table:
-    return _dense("t_embedder.mlp.0", "time_embedding/hidden") + _dense("t_embedder.mlp.2", "time_embedding/output")
+def _time_embedding(settings: TransformerSettings) -> Table:
+    table = _dense("t_embedder.mlp.0", "time_embedding/hidden") + _dense("t_embedder.mlp.2", "time_embedding/output")
+    if settings.target_time != "none":  # a name of this project: published networks know one time
+        gap = "gap_embedder"
+        table += _dense(f"{gap}.mlp.0", "gap_embedding/hidden") + _dense(f"{gap}.mlp.2", "gap_embedding/output")
+    return table
 
 
 def _blocks(settings: TransformerSettings, flax: str, indices: range, modulation: str) -> Table:
@@ -43,15 +47,15 @@ def diffusion_transformer(settings: TransformerSettings) -> Table:
         Rule("x_embedder.proj.bias", "patch_embedding/bias"),
         Computed(
             "pos_embed",
-            lambda: layers.sincos_position_table(settings.grid, settings.hidden_size)[None],
+            lambda: embeddings.sincos_position_table(settings.grid, settings.hidden_size)[None],
             is_parameter=True,
         ),
     ]
-    table += _time_embedding()
+    table += _time_embedding(settings)
     if settings.num_classes >= 2:
         table.append(Rule("y_embedder.embedding_table.weight", "label_embedding/embedding"))
     if settings.rotary != "none":
-        angles = layers.rotary_angles(settings.grid, settings.hidden_size // settings.num_heads)
+        angles = rotary.rotary_angles(settings.grid, settings.hidden_size // settings.num_heads)
         table.append(Computed("feat_rope.freqs_cos", lambda: np.repeat(np.cos(angles), 2, axis=1)))
         table.append(Computed("feat_rope.freqs_sin", lambda: np.repeat(np.sin(angles), 2, axis=1)))
     blocks = range(settings.depth)
@@ -87,7 +91,7 @@ def decoupled_transformer(settings: TransformerSettings) -> Table:
         Rule("final_layer.linear.weight", "final/linear/kernel", patches(patch, output=True)),
         Rule("final_layer.linear.bias", "final/linear/bias", patch_bias(patch)),
     ]
-    table += _time_embedding() + _dense("final_layer.adaLN_modulation.0", "final/modulation/linear")
+    table += _time_embedding(settings) + _dense("final_layer.adaLN_modulation.0", "final/modulation/linear")
     stacks = {"encoder": range(settings.encoder_depth), "decoder": range(settings.encoder_depth, settings.depth)}
     for flax, indices in stacks.items():
         table += _blocks(settings, flax, indices, "adaLN_modulation.0") + _split_gate(flax, indices)

@@ -69,6 +69,8 @@ def edm2_unet(settings: UNetSettings) -> Table:
     ]
     if settings.num_classes:
         table.append(weight("emb_label", "label_embedding", LINEAR))
+    if settings.target_time != "none":
+        table += [weight("emb_gap", "gap_embedding", LINEAR), Rule("gap_gain", "gap_gain")]
     for plan, torch, flax in _plans(settings):
         table += [
             Rule(f"{torch}.emb_gain", f"{flax}/embedding_gain"),
@@ -103,6 +105,9 @@ def unet(settings: UNetSettings) -> Table:
     table = _affine("map_layer0", "embedding0", LINEAR) + _affine("map_layer1", "embedding1", LINEAR)
     if settings.num_classes >= 2:
         table += _affine("map_label", "label_embedding", LINEAR)
+    if settings.target_time != "none":
+        table += _affine("map_gap0", "gap_embedding/hidden", LINEAR)
+        table += _affine("map_gap1", "gap_embedding/output", LINEAR)
     table += _affine(f"enc.{size}_conv", "stem", CONVOLUTION)
     table += _norm(f"dec.{size}_aux_norm", "output_norm")
     table += _affine(f"dec.{size}_aux_conv", "output", CONVOLUTION)

@@ -17,11 +17,15 @@ import weakref
 
 import numpy as np
 
+from ucgm_jax.autoencoders import published
 from ucgm_jax.autoencoders.normalisation import Normalisation
-from ucgm_jax.conversion.safetensors_format import SafetensorsFile
+from ucgm_jax.autoencoders.published import latents_name
 from ucgm_jax.data import manifest as manifests
 from ucgm_jax.data import statistics
+from ucgm_jax.data_spec import DataSpec
 from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.files.reading import DamagedFile, read_npy
+from ucgm_jax.files.safetensors import SafetensorsFile
 
 KEYS = ("latents", "latents_flip")
 LABELS = "labels.npy"  # of all ArrayRecord shards in order, so that opening a data set need not read every record
@@ -33,20 +37,21 @@ BLOCK = 32
 class _Latents:
     """What both formats share: channels last, normalisation, labels, checks.
 
-    Attributes:
-      shape: (H, W, C).
+    Args:
+      folder: of the shards.
+      shape: (C, H, W) of a stored latent.
+      labels: (N,).
+      autoencoder: published name of the autoencoder whose latents these are.
       num_classes: number of labels.
       normalisation: between the stored latents and what `read` gives.
-      autoencoder: published name, where it is known.
     """
-
-    autoencoder = ""
 
     def __init__(
         self,
         folder: pathlib.Path,
         shape: tuple[int, int, int],
         labels: np.ndarray,
+        autoencoder: str,
         num_classes: int,
         normalisation: Normalisation,
     ):
@@ -64,7 +69,8 @@ class _Latents:
             raise UserError(
                 f"data.path={folder}: label {found}, must be from 0 to {num_classes - 1} (data.num_classes)"
             )
-        self.shape, self.num_classes, self.normalisation = (height, width, channels), num_classes, normalisation
+        shape = (height, width, channels)
+        self.spec = DataSpec(shape, num_classes, "latents", "latents", autoencoder, normalisation)
         self._labels = labels.astype(np.int32)
         factor = normalisation.multiplier / np.asarray(normalisation.std)
         # One value a pixel: NumPy is twice as fast without the broadcast.
@@ -81,7 +87,7 @@ class _Latents:
     def read(self, indices: np.ndarray, flip: np.ndarray) -> dict[str, np.ndarray]:
         """See `sources.Source.read`; the mirror image has a latent of its own."""
         indices, flip = np.asarray(indices), np.asarray(flip)
-        height, width, channels = self.shape
+        height, width, channels = self.spec.shape
         out = np.empty((len(indices), height * width, channels), np.float32)
         block = np.empty((BLOCK, channels, height * width), np.float32)
         for start in range(0, len(indices), BLOCK):
@@ -99,8 +105,9 @@ class SafetensorsLatents(_Latents):
 
     Args:
       folder: of the shards.
+      autoencoder: published name of the autoencoder whose latents these are.
       num_classes: number of labels.
-      normalisation: channels -> the map from stored latents to data.
+      normalisation: the map from stored latents to data.
       files: the shards; default all *.safetensors of the folder.
 
     Raises:
@@ -110,6 +117,7 @@ class SafetensorsLatents(_Latents):
     def __init__(
         self,
         folder: pathlib.Path,
+        autoencoder: str,
         num_classes: int,
         normalisation: Normalisation,
         files: list[pathlib.Path] | None = None,
@@ -125,7 +133,7 @@ class SafetensorsLatents(_Latents):
                 raise UserError(f"{shard.path}: latents of shape {shard.shape}, must be {shape} as in {files[0].name}")
         self._starts = np.cumsum([0, *(len(shard.labels) for shard in self._shards)])
         labels = np.concatenate([shard.labels for shard in self._shards])
-        super().__init__(folder, shape, labels, num_classes, normalisation)
+        super().__init__(folder, shape, labels, autoencoder, num_classes, normalisation)
 
     def _fill(self, raw: np.ndarray, indices: np.ndarray, flip: np.ndarray) -> None:
         shards = np.searchsorted(self._starts, indices, side="right") - 1
@@ -177,15 +185,13 @@ class _Shard:
 
 
 class ArrayRecordLatents(_Latents):
-    """ArrayRecord shards that `ucgm_jax.encode` wrote; the manifest gives their shape.
+    """ArrayRecord shards that `ucgm encode` wrote; the manifest gives their shape.
 
     Raises:
       UserError: a shard is corrupted or truncated, or labels lie outside the classes.
     """
 
-    def __init__(
-        self, folder: pathlib.Path, manifest: manifests.Manifest, num_classes: int, normalisation: Normalisation
-    ):
+    def __init__(self, folder: pathlib.Path, manifest: manifests.Manifest, normalisation: Normalisation):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         shape, paths = tuple(manifest.latent_shape), [str(folder / shard["file"]) for shard in manifest.shards]
@@ -194,14 +200,14 @@ class ArrayRecordLatents(_Latents):
             count = len(self._records)
         except (RuntimeError, ValueError, OSError) as error:
             raise _corrupted(folder, error) from error
-        if count != manifest.examples:
-            raise UserError(f"data.path={folder}: {count} examples, {manifests.NAME} says {manifest.examples}")
         self._folder, self._bytes = folder, 4 * int(np.prod(shape))
-        with user_errors(f"{folder / LABELS}: "):
-            labels = np.load(folder / LABELS) if (folder / LABELS).is_file() else np.zeros(0)
-        if labels.shape != (count,):
-            raise UserError(f"{folder / LABELS}: {len(labels)} labels, must be {count}")
-        super().__init__(folder, shape, labels, num_classes, normalisation)
+        try:
+            labels = read_npy(folder / LABELS)
+        except DamagedFile as error:
+            raise UserError(f"{folder / LABELS}: {error}") from error
+        if labels.shape != (count,) or labels.dtype.kind not in "iu":
+            raise UserError(f"{folder / LABELS}: labels {labels.dtype} {labels.shape}, must be {count} whole numbers")
+        super().__init__(folder, shape, labels, manifest.autoencoder, manifest.num_classes, normalisation)
 
     def _fill(self, raw: np.ndarray, indices: np.ndarray, flip: np.ndarray) -> None:
         try:
@@ -227,7 +233,7 @@ def open_folder(
     statistics_path: str = "",
     verify_checksums: bool = False,
 ) -> _Latents:
-    """The data set of a folder that `ucgm_jax.encode` or the published code prepared.
+    """The data set of a folder that `ucgm encode` or the published code prepared.
 
     Args:
       folder: of the shards.
@@ -239,8 +245,6 @@ def open_folder(
     Raises:
       UserError: anything about the folder that does not fit, in one line.
     """
-    from ucgm_jax.autoencoders.names import latents_name
-
     if not folder.is_dir():
         raise UserError(f"data.path={folder}: no such folder")
     manifest = manifests.read(folder)
@@ -250,9 +254,9 @@ def open_folder(
         if num_classes and num_classes != manifest.num_classes:
             raise UserError(f"data.num_classes={num_classes}: {folder} has {manifest.num_classes}")
         autoencoder, num_classes = manifest.autoencoder, manifest.num_classes
-        manifests.check_files(folder, manifest, checksums=verify_checksums)
+        manifests.check_files(folder, manifest, thorough=verify_checksums)
     elif (folder / manifests.PLAN).is_file():
-        raise UserError(f"data.path={folder}: not finished, has no {manifests.NAME}; go on with ucgm_jax.encode")
+        raise UserError(f"data.path={folder}: not finished, has no {manifests.NAME}; go on encoding it")
     elif verify_checksums:
         raise UserError(f"data.verify_checksums=True: {folder} has no {manifests.NAME}")
     if not autoencoder:
@@ -261,34 +265,34 @@ def open_folder(
     with user_errors(f"data.path={folder}: "):
         normalisation = _normalisation(autoencoder, statistics.load(path) if path else None)
     if manifest is not None and manifest.format == "array_record":
-        source = ArrayRecordLatents(folder, manifest, num_classes, normalisation)
+        source = ArrayRecordLatents(folder, manifest, normalisation)
     else:
         files = [folder / shard["file"] for shard in manifest.shards] if manifest else None
-        source = SafetensorsLatents(folder, num_classes, normalisation, files)
-    if manifest is not None and source.shape != (*manifest.latent_shape[1:], manifest.latent_shape[0]):
-        raise UserError(f"data.path={folder}: latents of shape {source.shape}, {manifests.NAME} says otherwise")
-    source.autoencoder = autoencoder
+        source = SafetensorsLatents(folder, autoencoder, num_classes, normalisation, files)
+    if manifest is not None and source.spec.shape != (*manifest.latent_shape[1:], manifest.latent_shape[0]):
+        raise UserError(f"data.path={folder}: latents of shape {source.spec.shape}, {manifests.NAME} says otherwise")
+    if manifest is not None and len(source) != manifest.examples:
+        raise UserError(f"data.path={folder}: {len(source)} examples, {manifests.NAME} says {manifest.examples}")
     return source
 
 
-def check_folder(folder: pathlib.Path, autoencoder: str, shape: tuple[int, int, int]) -> None:
-    """Refuses a folder whose latents are not of this autoencoder and shape (C, h, w), with a `UserError`.
+def same_space(folder: pathlib.Path, spec: DataSpec) -> None:
+    """Refuses a folder that says of itself that it holds other latents than those of the spec; one may say nothing.
 
-    Without a manifest a shard's shape is all that can be compared.
+    Raises:
+      UserError: its manifest names another autoencoder, or its latents have another shape.
     """
-    from ucgm_jax.autoencoders.names import latents_name
-
     manifest = manifests.read(folder)
     shards = [path for path in sorted(folder.glob("latents_*.safetensors")) if path.stem != statistics.STATISTICS]
-    if manifest is not None and latents_name(manifest.autoencoder) != latents_name(autoencoder):
-        raise UserError(f"{folder}: latents of {manifest.autoencoder}, must be of {autoencoder} (autoencoder.name)")
-    found = tuple(manifest.latent_shape) if manifest else _Shard(shards[0]).shape if shards else shape
-    if found != shape:
-        raise UserError(f"{folder}: latents of shape {found}, must be {shape}")
+    if manifest is not None and latents_name(manifest.autoencoder) != latents_name(spec.autoencoder):
+        raise UserError(f"{folder}: latents of {manifest.autoencoder}, must be of {spec.autoencoder}")
+    height, width, channels = spec.shape
+    wanted = (channels, height, width)
+    found = tuple(manifest.latent_shape) if manifest else _Shard(shards[0]).shape if shards else wanted
+    if found != wanted:
+        raise UserError(f"{folder}: latents of shape {found}, must be {wanted}")
 
 
 def _normalisation(autoencoder: str, found: Normalisation | None) -> Normalisation:
     """The autoencoder's own normalisation, or the data set's where it has none."""
-    from ucgm_jax.autoencoders import names
-
-    return names.build(names.AutoencoderSettings(autoencoder)).normalisation(found)
+    return published.build(published.AutoencoderSettings(autoencoder)).normalisation(found)

@@ -1,25 +1,39 @@
-"""What a prepared folder of latents says about itself: manifest.json, written last, and the files it vouches for.
-
-Several processes may write to a folder at once: everything is written under a name of its own and renamed.
-"""
+"""What a prepared folder of latents says about itself: manifest.json, written last, and the files it vouches for."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
-import json
-import os
 import pathlib
-import uuid
-from collections.abc import Iterator
 from typing import Any
 
-from ucgm_jax.errors import UserError, read_json
+from ucgm_jax.data.statistics import Moments
+from ucgm_jax.errors import UserError
+from ucgm_jax.files import checksums, json_files
+from ucgm_jax.files.reading import DamagedFile, conform, number, one_of, plain_name, whole
 
 NAME = "manifest.json"
 PLAN = "plan.json"  # of a folder that was begun; without a manifest it is not finished
-PARTIAL = ".partial"
+
+
+_SHARD = {"file": plain_name, "examples": whole(), "bytes": whole(), "sha256": str}
+_SKIPPED = [{"image": str, "reason": str}]
+MANIFEST = {
+    "autoencoder": str,
+    "weights": str,
+    "image_size": whole(1),
+    "latent_shape": [whole(1, 2**20)],
+    "classes": [str],
+    "examples": whole(),
+    "format": one_of("safetensors", "array_record"),
+    "shards": [_SHARD],
+    "skipped": _SKIPPED,
+}
+REPORT = {
+    "shard": _SHARD,
+    "labels": [whole()],
+    "skipped": _SKIPPED,
+    "moments": {"count": whole(), "mean": [number], "deviations": [number]},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,65 +68,6 @@ class Manifest:
         return len(self.classes)
 
 
-def write_json(path: pathlib.Path, value: Any, *, overwrite: bool = True) -> None:
-    """Writes a JSON file that is either whole or not there; `overwrite` as in `replacing`."""
-    with replacing(path, overwrite=overwrite) as partial:
-        partial.write_text(json.dumps(value, indent=1) + "\n")
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path, *, overwrite: bool = True) -> Iterator[pathlib.Path]:
-    """Gives the path of a partial file, and renames it into place, safely on disk, if nothing is raised.
-
-    Args:
-      path: of the file.
-      overwrite: whether to take the place of a file that another process has put there meanwhile.
-    """
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
-    try:
-        yield partial
-        _to_disk(partial)
-        if overwrite or not _linked(partial, path):
-            os.replace(partial, path)
-        partial.unlink(missing_ok=True)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _to_disk(path.parent)
-
-
-def _linked(partial: pathlib.Path, path: pathlib.Path) -> bool:
-    """Gives the partial file its name unless that is taken; False on a file system that has no links."""
-    try:
-        os.link(partial, path)
-    except FileExistsError:
-        pass
-    except OSError:
-        return False
-    return True
-
-
-def remove_partial(*folders: pathlib.Path) -> None:
-    """Removes what processes that were killed have left in these folders, where no other one writes any more."""
-    for folder in folders:
-        for path in folder.glob(f"*{PARTIAL}"):
-            path.unlink(missing_ok=True)
-
-
-def _to_disk(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sha256(path: pathlib.Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read(folder: pathlib.Path) -> Manifest | None:
     """The folder's manifest, if it has one.
 
@@ -122,25 +77,48 @@ def read(folder: pathlib.Path) -> Manifest | None:
     path = folder / NAME
     if not path.is_file():
         return None
-    stored = read_json(path, "a manifest of latents")
+    stored = json_files.read(path, "a manifest of latents")
     try:
-        for key in ("latent_shape", "classes", "shards", "skipped"):
-            stored[key] = tuple(stored[key])
-        for shard in stored["shards"]:
-            if not isinstance(shard, dict) or not {"file", "examples", "bytes", "sha256"} <= shard.keys():
-                raise ValueError(f"shards: {shard!r} must have file, examples, bytes and sha256")
-        return Manifest(**stored)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: not a manifest of latents: {' '.join(str(error).split())}") from error
+        conform(stored, MANIFEST)
+        unknown = stored.keys() - MANIFEST.keys()
+        if unknown:
+            raise DamagedFile(f"{min(unknown)}: unknown key")
+        counted = sum(shard["examples"] for shard in stored["shards"])
+        if counted != stored["examples"]:
+            raise DamagedFile(f"examples={stored['examples']}: its shards have {counted}")
+        if len(stored["latent_shape"]) != 3:
+            raise DamagedFile(f"latent_shape={stored['latent_shape']}: must be (C, h, w)")
+    except DamagedFile as error:
+        raise UserError(f"{path}: not a manifest of latents: {error}") from error
+    return Manifest(**stored | {key: tuple(stored[key]) for key in ("latent_shape", "classes", "shards", "skipped")})
 
 
-def check_files(folder: pathlib.Path, manifest: Manifest, *, checksums: bool) -> None:
+def read_report(path: pathlib.Path, channels: int) -> dict[str, Any]:
+    """What happened while a shard was written: its entry of the manifest, labels, skipped images and `Moments`.
+
+    Raises:
+      UserError: it is not there or damaged.
+    """
+    stored = json_files.read(path, "the report of a shard")
+    try:
+        conform(stored, REPORT)
+        moments, examples = Moments.from_json(stored["moments"]), stored["shard"]["examples"]
+        if not len(moments.mean) == len(moments.deviations) == channels:
+            raise DamagedFile(f"moments of {len(moments.mean)} channels")
+        if len(stored["labels"]) != examples:
+            raise DamagedFile(f"{len(stored['labels'])} labels of {examples} examples")
+    except DamagedFile as error:
+        raise UserError(f"{path}: not the report of a shard: {error}") from error
+    return stored | {"moments": moments}
+
+
+def check_files(folder: pathlib.Path, manifest: Manifest, *, thorough: bool) -> None:
     """Compares the shards with the manifest.
 
     Args:
       folder: of the shards.
       manifest: the folder's.
-      checksums: whether to read every file, rather than to look at its size alone.
+      thorough: whether to read every file, rather than to look at its size alone.
 
     Raises:
       UserError: a shard is missing, has another size or another checksum.
@@ -152,5 +130,5 @@ def check_files(folder: pathlib.Path, manifest: Manifest, *, checksums: bool) ->
         size = path.stat().st_size
         if size != shard["bytes"]:
             raise UserError(f"{path}: {size} bytes, must be {shard['bytes']}: truncated or replaced")
-        if checksums and sha256(path) != shard["sha256"]:
+        if thorough and checksums.sha256(path) != shard["sha256"]:
             raise UserError(f"{path}: corrupted: its SHA-256 differs from the one in {NAME}")

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import collections
 import functools
+import logging
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 
 import grain
 import jax
 import numpy as np
 
-from ucgm_jax.data.sources import Batch, Source
+from ucgm_jax.data.sources import Batch, Source, Unreadable
 from ucgm_jax.errors import UserError
 
+LOG = logging.getLogger("ucgm_jax")
 Rows = slice | np.ndarray  # which rows of every global batch
 
 
@@ -30,6 +33,7 @@ class _Rows:
         # Shuffled anew in every epoch, as a whole: one place at a time would take as long as reading what lies there.
         order = lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(source))
         self._order = functools.lru_cache(2)(order)
+        self._unreadable, self._too_many, self._lock = set(), "", threading.Lock()
 
     def __len__(self) -> int:
         return sys.maxsize // self._batch_size - self._first_step
@@ -46,7 +50,40 @@ class _Rows:
         flip = np.zeros(self._batch_size, bool)
         if self._random_flip:
             flip = np.random.default_rng((self._seed, step)).random(self._batch_size) < 0.5
-        return self._source.read(indices, flip[self._rows]) | {"index": indices}
+        positions = np.arange(start, start + self._batch_size)[self._rows]
+        return self._read(indices, flip[self._rows], positions)
+
+    def _read(self, indices: np.ndarray, flip: np.ndarray, positions: np.ndarray) -> Batch:
+        """The examples; in place of one that cannot be read another, drawn by the seed and the position it stands at.
+
+        So the same examples come again after a resume, and whatever the number of processes.
+        """
+        drawn = np.zeros(len(indices), int)
+        while not self._too_many:
+            for row in [row for row, index in enumerate(indices.tolist()) if index in self._unreadable]:
+                while int(indices[row]) in self._unreadable and not self._too_many:
+                    drawn[row] += 1  # from 1: NumPy's seed (a, b, 0) is that of (a, b)
+                    random = np.random.default_rng((self._seed, int(positions[row]), int(drawn[row])))
+                    indices[row] = random.integers(len(self._source))
+            try:
+                return self._source.read(indices, flip) | {"index": indices}
+            except Unreadable as error:
+                self._note(error)
+        raise UserError(self._too_many)
+
+    def _note(self, error: Unreadable) -> None:
+        """Counts examples that cannot be read, and warns of each once, up to as many as the source allows."""
+        share, total = self._source.max_bad_share, len(self._source)
+        with self._lock:
+            for index, reason in error.reasons.items():
+                if index in self._unreadable:
+                    continue
+                self._unreadable.add(index)
+                count = len(self._unreadable)
+                if count > share * total or count == total:
+                    self._too_many = f"{reason} ({count} of {total}, allowed are data.max_bad_share={share})"
+                    return
+                LOG.warning("skipped %s (%d of %d so far)", reason, count, total)
 
 
 def batches(
@@ -72,7 +109,7 @@ def batches(
       random_flip: mirror half of the examples.
       read_threads, prefetch: threads, and batches read ahead.
       process_index, process_count: which contiguous part of each batch to give.
-      rows: the rows of each batch to give instead; see `sharding.process_rows`.
+      rows: the rows of each batch to give instead; see `meshes.process_rows`.
 
     Yields:
       {"x": (batch_size / process_count, H, W, C) float32, "label": (...,) int32, "index": (...,) int64, the examples'

@@ -12,119 +12,26 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import hashlib
-import pathlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
 from ucgm_jax.data import manifest as manifests
-from ucgm_jax.data.images import BadImage, Images
+from ucgm_jax.data.encoding_job import REPORTS, Preparation, claim, plan
+from ucgm_jax.data.images import Images
 from ucgm_jax.data.latents import KEYS, LABELS
-from ucgm_jax.data.manifest import PLAN, replacing, write_json
-from ucgm_jax.data.shards import SUFFIXES, WRITERS
+from ucgm_jax.data.picture_files import BadImage
+from ucgm_jax.data.shards import WRITERS
 from ucgm_jax.data.statistics import STATISTICS, Moments
-from ucgm_jax.errors import UserError, read_json, user_errors
-from ucgm_jax.method.checks import at_least, check, seed
+from ucgm_jax.files import atomic, checksums, json_files
 
 # (images (b, S, S, 3) uint8, their places in the list (b,)) -> latents of them and of their mirrors, (b, C, h, w) each.
 Encode = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-REPORTS = "reports"
 
 
 class TooManyBadImages(Exception):
     """More images than allowed could not be read; the message is one line."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Preparation:
-    """What is encoded into what.
-
-    Attributes:
-      out: folder of the shards.
-      autoencoder: published name.
-      weights: SHA-256 of its weights, or "".
-      latent_shape: (C, h, w).
-      image_size: height and width of the cropped images.
-      shard_size: images of a shard.
-      batch_size: images that are encoded at a time; each batch but the last of a shard is full.
-      format: "safetensors" or "array_record".
-      seed: of the posterior's samples.
-      compute: anything else that results depend on, such as the compute dtype.
-      max_bad_share: of all images, how many may be unreadable.
-      threads: that read images.
-    """
-
-    out: pathlib.Path
-    autoencoder: str
-    latent_shape: tuple[int, int, int]
-    image_size: int
-    weights: str = ""
-    shard_size: int = 4096
-    batch_size: int = 64
-    format: str = "safetensors"
-    seed: int = 0
-    compute: str = "float32"
-    max_bad_share: float = 0.0
-    threads: int = 8
-
-    def __post_init__(self):
-        if self.format not in SUFFIXES:
-            raise UserError(f"--format={self.format}: must be one of {', '.join(SUFFIXES)}")
-        with user_errors("--"):
-            at_least(self, 1, "shard_size", "batch_size", "threads")
-            check(self, seed=seed(self.seed), max_bad_share=(0 <= self.max_bad_share <= 1, "from 0 to 1"))
-
-    def shard(self, number: int) -> pathlib.Path:
-        """The path of a shard."""
-        return self.out / f"latents_{number:05d}{SUFFIXES[self.format]}"
-
-    def report(self, number: int) -> pathlib.Path:
-        """The path of a shard's report."""
-        return self.out / REPORTS / f"latents_{number:05d}.json"
-
-
-def plan(job: Preparation, images: Images) -> dict[str, Any]:
-    """What fixes the bytes of every shard: two runs with the same plan may share a folder."""
-    digest = hashlib.sha256()
-    for index in range(len(images)):
-        digest.update(f"{images.name(index)}\n".encode())
-    fields = ("autoencoder", "weights", "image_size", "shard_size", "batch_size", "format", "seed", "compute")
-    return {field: getattr(job, field) for field in fields} | {
-        "latent_shape": list(job.latent_shape),
-        "classes": list(images.classes),
-        "images": len(images),
-        "list": digest.hexdigest(),
-    }
-
-
-def claim(job: Preparation, wanted: dict[str, Any]) -> None:
-    """Makes the folder this plan's; of processes that start together, the first one's.
-
-    Raises:
-      UserError: it belongs to another plan, or cannot be made.
-    """
-    try:
-        (job.out / REPORTS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={job.out}: cannot be made a folder: {error.strerror}") from error
-    path = job.out / PLAN
-    # In this order: the other processes write their plan before their shards.
-    has_shards = any(job.out.glob(f"*{SUFFIXES[job.format]}"))
-    if not path.exists():
-        if has_shards:
-            raise UserError(f"--out={job.out}: holds shards without a {PLAN}; choose another folder")
-        write_json(path, wanted, overwrite=False)
-    found = read_json(path, "the plan of an encoding")
-    differing = [key for key in wanted if found.get(key) != wanted[key]]
-    if differing:
-        key, brief = differing[0], lambda value: value if len(str(value)) < 60 else "another"
-        raise UserError(
-            f"--out={job.out}: begun with {key}={brief(found.get(key))}, now {brief(wanted[key])}; "
-            "choose another folder or remove this one"
-        )
 
 
 def run(
@@ -160,7 +67,7 @@ def run(
     done = finished(job, mine)
     try:
         for number, members in mine:
-            if not job.shard(number).exists():
+            if not stands(job, number):
                 _encode_shard(job, images, encode, number, members, lambda n, text: report(done + n, text), warn)
                 done += len(members)
         return finish(job, images)
@@ -181,13 +88,23 @@ def shards(job: Preparation, images: Images, process_index: int = 0, process_cou
 
 def finished(job: Preparation, mine: list[tuple[int, range]]) -> int:
     """How many images of these shards are done."""
-    return sum(len(members) for number, members in mine if job.shard(number).exists())
+    return sum(len(members) for number, members in mine if stands(job, number))
+
+
+def stands(job: Preparation, number: int) -> bool:
+    """Whether a shard is there, as long as its report says; one that was cut afterwards is made again."""
+    shard, report = job.shard(number), job.report(number)
+    if not shard.exists():
+        return False
+    if not report.is_file():
+        return True  # which `finish` refuses: nobody knows what was skipped
+    return shard.stat().st_size == manifests.read_report(report, job.latent_shape[0])["shard"]["bytes"]
 
 
 def _readable(
-    job: Preparation, images: Images, members: range, skipped: list[dict[str, str]], warn: Callable[[str], None]
+    job: Preparation, images: Images, members: range, skip: Callable[[int, str], None]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(place, image) of those that can be read, in order, read ahead by threads."""
+    """(place, image) of those that can be read, in order, read ahead by threads; `skip` is told of the others."""
     waiting: collections.deque = collections.deque()
     with ThreadPoolExecutor(job.threads) as pool:
         for index in [*members, *[None] * (2 * job.batch_size)]:
@@ -198,8 +115,7 @@ def _readable(
                 try:
                     yield place, future.result()
                 except BadImage as error:
-                    skipped.append({"image": images.name(place), "reason": str(error)})
-                    warn(f"skipped {images.name(place)}: {error}")
+                    skip(place, str(error))
 
 
 def _batches(readable: Iterator[tuple[int, np.ndarray]], size: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
@@ -225,24 +141,34 @@ def _encode_shard(
     report: Callable[[int, str], None],
     warn: Callable[[str], None],
 ) -> None:
-    skipped: list[dict[str, str]] = []
+    reasons: dict[int, str] = {}
     places, parts = [], {key: [np.zeros((0, *job.latent_shape), np.float32)] for key in KEYS}
-    for batch, pixels, real in _batches(_readable(job, images, members, skipped, warn), job.batch_size):
-        for key, latents in zip(KEYS, encode(pixels, batch), strict=True):
-            parts[key].append(np.asarray(latents, np.float32)[:real])
-        places += batch[:real].tolist()
-        report(len(places) + len(skipped), f"shard {number}")
+
+    def skip(place: int, reason: str) -> None:
+        reasons[place] = reason
+        warn(f"skipped {images.name(place)}: {reason}")
+
+    for batch, pixels, real in _batches(_readable(job, images, members, skip), job.batch_size):
+        both = [np.asarray(latents, np.float32)[:real] for latents in encode(pixels, batch)]
+        finite = np.logical_and.reduce([np.isfinite(latents).all((1, 2, 3)) for latents in both])
+        for place in batch[:real][~finite].tolist():
+            skip(place, "its latent has values that are not finite")
+        for key, latents in zip(KEYS, both, strict=True):
+            parts[key].append(latents[finite])
+        places += batch[:real][finite].tolist()
+        report(len(places) + len(reasons), f"shard {number}")
+    skipped = [{"image": images.name(place), "reason": reasons[place]} for place in sorted(reasons)]
     arrays = {key: np.concatenate(part) for key, part in parts.items()}
     del parts
     labels = np.asarray([images.label(place) for place in places], np.int64)
     moments = Moments.of(arrays["latents"]).merge(Moments.of(arrays["latents_flip"]))
-    with replacing(job.shard(number)) as partial:
+    with atomic.replacing(job.shard(number)) as partial:
         WRITERS[job.format](partial, arrays, labels)
         shard = {"file": job.shard(number).name, "examples": len(places), "bytes": partial.stat().st_size}
-        shard["sha256"] = manifests.sha256(partial)
+        shard["sha256"] = checksums.sha256(partial)
         # Before the shard gets its name, so that a shard never stands without its report.
         outcome = {"shard": shard, "labels": labels.tolist(), "skipped": skipped, "moments": moments.to_json()}
-        write_json(job.report(number), outcome)
+        json_files.write(job.report(number), outcome)
 
 
 def finish(job: Preparation, images: Images) -> manifests.Manifest | None:
@@ -250,20 +176,20 @@ def finish(job: Preparation, images: Images) -> manifests.Manifest | None:
     everyone = shards(job, images)
     if finished(job, everyone) < len(images):
         return None
-    outcomes = [_outcome(job, number) for number, _ in everyone]
-    skipped = tuple(one for outcome in outcomes for one in outcome["skipped"])
-    examples = sum(outcome["shard"]["examples"] for outcome in outcomes)
+    reports = [manifests.read_report(job.report(number), job.latent_shape[0]) for number, _ in everyone]
+    skipped = tuple(one for report in reports for one in report["skipped"])
+    examples = sum(report["shard"]["examples"] for report in reports)
     if len(skipped) > job.max_bad_share * len(images) or not examples:
         raise TooManyBadImages(
-            f"{len(skipped)} of {len(images)} images could not be read, allowed are --max-bad-share="
+            f"{len(skipped)} of {len(images)} images could not be read or encoded, allowed are max_bad_share="
             f"{job.max_bad_share}: {', '.join(one['image'] for one in skipped[:3])}"
         )
-    moments = functools.reduce(Moments.merge, (outcome["moments"] for outcome in outcomes))
-    with replacing(job.out / f"{STATISTICS}.npz") as partial, open(partial, "wb") as file:
+    moments = functools.reduce(Moments.merge, (report["moments"] for report in reports))
+    with atomic.replacing(job.out / f"{STATISTICS}.npz") as partial, open(partial, "wb") as file:
         np.savez(file, **moments.arrays())
     if job.format == "array_record":
-        labels = np.concatenate([np.asarray(outcome["labels"], np.int64) for outcome in outcomes])
-        with replacing(job.out / LABELS) as partial, open(partial, "wb") as file:
+        labels = np.concatenate([np.asarray(report["labels"], np.int64) for report in reports])
+        with atomic.replacing(job.out / LABELS) as partial, open(partial, "wb") as file:
             np.save(file, labels)
     manifest = manifests.Manifest(
         autoencoder=job.autoencoder,
@@ -273,22 +199,9 @@ def finish(job: Preparation, images: Images) -> manifests.Manifest | None:
         classes=tuple(images.classes),
         examples=examples,
         format=job.format,
-        shards=tuple(outcome["shard"] for outcome in outcomes),
+        shards=tuple(report["shard"] for report in reports),
         skipped=skipped,
     )
-    write_json(job.out / manifests.NAME, dataclasses.asdict(manifest))
-    manifests.remove_partial(job.out, job.out / REPORTS)
+    json_files.write(job.out / manifests.NAME, dataclasses.asdict(manifest))
+    atomic.remove_partial(job.out, job.out / REPORTS)
     return manifest
-
-
-def _outcome(job: Preparation, number: int) -> dict[str, Any]:
-    """A shard's report."""
-    path = job.report(number)
-    outcome = read_json(path, "the report of a shard")
-    try:
-        moments = Moments.from_json(outcome["moments"])
-        if not moments.mean.shape == moments.deviations.shape == job.latent_shape[:1]:
-            raise ValueError(f"moments of {moments.mean.size} channels")
-        return {key: outcome[key] for key in ("shard", "labels", "skipped")} | {"moments": moments}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not the report of a shard: {' '.join(str(error).split())}") from error

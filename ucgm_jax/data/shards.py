@@ -6,8 +6,8 @@ import pathlib
 
 import numpy as np
 
-from ucgm_jax.conversion import safetensors_format
 from ucgm_jax.data.latents import KEYS
+from ucgm_jax.files import safetensors
 
 SUFFIXES = {"safetensors": ".safetensors", "array_record": ".array_record"}
 
@@ -15,7 +15,7 @@ SUFFIXES = {"safetensors": ".safetensors", "array_record": ".array_record"}
 def _write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray], labels: np.ndarray) -> None:
     tensors = arrays | {"labels": labels}
     signature = {key: (array.dtype.name, array.shape) for key, array in tensors.items()}
-    safetensors_format.write(path, signature, tensors.items())
+    safetensors.write(path, signature, tensors.items())
 
 
 def _write_array_record(path: pathlib.Path, arrays: dict[str, np.ndarray], labels: np.ndarray) -> None:

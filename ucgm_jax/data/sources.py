@@ -1,6 +1,6 @@
 """Random-access sources of examples. Every data set is one; `data.pipeline` does all the rest.
 
-A source is anything with a length, the shape and number of classes of its examples, and
+A source is anything with a length, a `DataSpec` of its examples, and
 
     read(indices, flip) -> {"x": (n, H, W, C) float32, "label": (n,) int32}
 
@@ -15,22 +15,39 @@ from typing import Protocol
 
 import numpy as np
 
-from ucgm_jax.config import DataSettings
+from ucgm_jax.data_spec import POINTS, DataSpec, described
 from ucgm_jax.errors import UserError
+from ucgm_jax.settings import DataSettings, Settings
 
 Batch = dict[str, np.ndarray]
+
+
+class Unreadable(UserError):
+    """Examples that cannot be read, which `data.pipeline` replaces by others while a source tolerates so many.
+
+    Attributes:
+      reasons: example's index -> its name and what is wrong with it, in one line.
+    """
+
+    def __init__(self, reasons: dict[int, str]):
+        super().__init__(next(iter(reasons.values())))
+        self.reasons = reasons
 
 
 class Source(Protocol):
     """What the pipeline asks of a data set."""
 
-    shape: tuple[int, int, int]
-    num_classes: int
+    spec: DataSpec
 
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray, flip: np.ndarray) -> Batch:
-        """The examples at `indices`, mirrored where `flip` is true."""
+        """The examples at `indices`, mirrored where `flip` is true.
+
+        Raises:
+          Unreadable: some of them cannot be read. A source that raises it has `max_bad_share`, the share of all its
+            examples that may be so.
+        """
         ...
 
 
@@ -41,13 +58,14 @@ class ArraySource:
       x: (N, H, W, C) values, kept as float32.
       labels: (N,) ints.
       num_classes: number of classes; labels must lie below.
+      data_set, kind: see `DataSpec`.
     """
 
-    def __init__(self, x: np.ndarray, labels: np.ndarray, num_classes: int):
+    def __init__(self, x: np.ndarray, labels: np.ndarray, num_classes: int, data_set: str = "", kind: str = "pixels"):
         self.x = np.asarray(x, np.float32)
         self.labels = np.asarray(labels, np.int32)
-        self.shape = tuple(self.x.shape[1:])
-        self.num_classes = num_classes
+        height, width, channels = self.x.shape[1:]
+        self.spec = DataSpec((height, width, channels), num_classes, kind, data_set)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -65,38 +83,38 @@ def digits() -> ArraySource:
     from sklearn.datasets import load_digits
 
     stored = load_digits()
-    return ArraySource(stored.images[..., None] / 8.0 - 1.0, stored.target, 10)
+    return ArraySource(stored.images[..., None] / 8.0 - 1.0, stored.target, 10, "digits")
 
 
-def _points(x: np.ndarray, labels: np.ndarray, num_classes: int) -> ArraySource:
+def _points(data_set: str, x: np.ndarray, labels: np.ndarray, num_classes: int) -> ArraySource:
     """Points (N, D), standardised, as images of one pixel with D channels."""
     x = (x - x.mean(0)) / x.std(0)
-    return ArraySource(x[:, None, None, :], labels, num_classes)
+    return ArraySource(x[:, None, None, :], labels, num_classes, data_set, "points")
 
 
 def two_moons(count: int = 10_000) -> ArraySource:
     """Two half circles in the plane, standardised; 2 classes."""
     from sklearn.datasets import make_moons
 
-    return _points(*make_moons(count, noise=0.05, random_state=0), 2)
+    return _points("two_moons", *make_moons(count, noise=0.05, random_state=0), 2)
 
 
 def s_curve(count: int = 10_000) -> ArraySource:
     """An S-shaped sheet in space, standardised; no classes."""
     from sklearn.datasets import make_s_curve
 
-    return _points(make_s_curve(count, noise=0.05, random_state=0)[0], np.zeros(count), 1)
+    return _points("s_curve", make_s_curve(count, noise=0.05, random_state=0)[0], np.zeros(count), 1)
 
 
 def swiss_roll(count: int = 10_000) -> ArraySource:
     """A rolled-up sheet in space, standardised; no classes."""
     from sklearn.datasets import make_swiss_roll
 
-    return _points(make_swiss_roll(count, noise=0.3, random_state=0)[0], np.zeros(count), 1)
+    return _points("swiss_roll", make_swiss_roll(count, noise=0.3, random_state=0)[0], np.zeros(count), 1)
 
 
 def _latents(settings: DataSettings) -> Source:
-    """A folder of latents, from `ucgm_jax.encode` or the published code."""
+    """A folder of latents, from `ucgm encode` or the published code."""
     from ucgm_jax.data import latents
 
     return latents.open_folder(
@@ -113,7 +131,8 @@ def _images(settings: DataSettings) -> Source:
     from ucgm_jax.data import images
 
     _folder(settings)
-    return images.ImageSource(images.open_images(settings.path), settings.size)
+    found = images.open_images(settings.path, upright=settings.exif_orientation)
+    return images.ImageSource(found, settings.size, settings.channels or 3, settings.max_bad_share)
 
 
 def _folder(settings: DataSettings) -> pathlib.Path:
@@ -133,7 +152,7 @@ SOURCES: dict[str, Callable[[DataSettings], Source]] = {
 
 
 # Built-in sets that lie in memory whole and are judged without a network to download.
-SMALL = ("digits", "two_moons", "s_curve", "swiss_roll")
+SMALL = ("digits", *POINTS)
 
 
 def build(settings: DataSettings) -> Source:
@@ -145,8 +164,8 @@ def build(settings: DataSettings) -> Source:
     if settings.name not in SOURCES:
         raise UserError(f"data.name={settings.name!r}: must be one of {', '.join(SOURCES)}")
     source = SOURCES[settings.name](settings)
-    height, width, channels = source.shape
-    found = {"size": height, "channels": channels, "num_classes": source.num_classes}
+    height, width, channels = source.spec.shape
+    found = {"size": height, "channels": channels, "num_classes": source.spec.num_classes}
     for key, value in found.items():
         given = getattr(settings, key)
         if given not in (0, value):
@@ -154,3 +173,9 @@ def build(settings: DataSettings) -> Source:
     if height != width:
         raise UserError(f"data.name={settings.name!r}: examples must be square, not {height}x{width}")
     return source
+
+
+def spec_of(settings: Settings) -> DataSpec:
+    """What a run's data are; the data set is only opened where the config does not say it. Errors as of `build`."""
+    data = settings.data
+    return described(settings) if data.size and data.channels and data.num_classes else build(data).spec

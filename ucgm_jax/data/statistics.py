@@ -9,6 +9,7 @@ import numpy as np
 
 from ucgm_jax.autoencoders.normalisation import Normalisation
 from ucgm_jax.errors import UserError, user_errors
+from ucgm_jax.files.reading import read_npz
 
 STATISTICS = "latents_stats"  # the file's name, before its suffix
 
@@ -88,9 +89,9 @@ def load(path: pathlib.Path, key: str = "data.statistics") -> Normalisation:
         raise UserError(f"{key}={path}: must end in .npz, .safetensors or .pt")
     try:
         if path.suffix == ".npz":
-            stored = dict(np.load(path))
+            stored = read_npz(path, "mean", "std")
         elif path.suffix == ".safetensors":
-            from ucgm_jax.conversion.safetensors_format import SafetensorsFile
+            from ucgm_jax.files.safetensors import SafetensorsFile
 
             stored = dict(SafetensorsFile(path))
         else:

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 
 from ucgm_jax.errors import UserError
-from ucgm_jax.evaluation import hosts
+from ucgm_jax.parallel import processes
 
 
 class MetricError(UserError):
@@ -115,7 +115,7 @@ class FrechetStatistics:
             raise MetricError("Frechet statistics: this host has no features")
         merged = FrechetStatistics()
         # Host after host, so that the order of additions, and with it every bit, is the same everywhere.
-        rows = hosts.gather(np.concatenate([[float(self.count)], self.mean, self.scatter.ravel()]))
+        rows = processes.gather(np.concatenate([[float(self.count)], self.mean, self.scatter.ravel()]))
         for count, mean, scatter in ((row[0], *np.split(row[1:], [len(self.mean)])) for row in rows):
             merged._join(round(count), mean, scatter.reshape(self.scatter.shape))
         return merged

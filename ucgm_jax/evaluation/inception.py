@@ -199,10 +199,10 @@ def load(path: str | pathlib.Path) -> Parameters:
     Raises:
       MetricError: there is no such file, it cannot be read, or it is of another network.
     """
-    from ucgm_jax.conversion import files
+    from ucgm_jax.conversion import torch_files
 
     try:
-        return from_torch(files.read(path, "Inception", "model").state)
+        return from_torch(torch_files.read(path, "Inception", "model").state)
     except tables.ConversionError as error:
         raise MetricError(f"weights of the Inception network: {error}") from error
 

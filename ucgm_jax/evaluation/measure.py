@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ucgm_jax.evaluation import hosts
 from ucgm_jax.evaluation.features import Features
 from ucgm_jax.evaluation.frechet import FrechetStatistics, MetricError, frechet_distance
 from ucgm_jax.evaluation.inception import FEATURES
-from ucgm_jax.evaluation.metrics import InceptionScore, KernelDistance
 from ucgm_jax.evaluation.precision_recall import precision_recall
 from ucgm_jax.evaluation.reference import Reference
+from ucgm_jax.evaluation.scores import InceptionScore, KernelDistance
+from ucgm_jax.parallel import processes
 
 METRICS = ("fid", "inception_score", "kid", "precision_recall")
 NEED_FEATURES = frozenset({"kid", "precision_recall"})  # of all samples at once; the others stream
@@ -139,9 +139,9 @@ class Measurement:
         if not self._kept:
             raise MetricError("kid, precision and recall: this host has no samples")
         indices, features = (np.concatenate(parts) for parts in zip(*self._kept, strict=True))
-        padding = int(hosts.gather(np.asarray([len(indices)])).max()) - len(indices)
-        indices = hosts.gather(np.pad(indices, (0, padding), constant_values=-1)).reshape(-1)
-        features = hosts.gather(np.pad(features, ((0, padding), (0, 0)))).reshape(-1, features.shape[1])
+        padding = int(processes.gather(np.asarray([len(indices)])).max()) - len(indices)
+        indices = processes.gather(np.pad(indices, (0, padding), constant_values=-1)).reshape(-1)
+        features = processes.gather(np.pad(features, ((0, padding), (0, 0)))).reshape(-1, features.shape[1])
         order = np.argsort(indices, kind="stable")[np.count_nonzero(indices < 0) :]
         if not np.array_equal(indices[order], np.arange(self._count)):
             raise MetricError(f"{len(order)} samples were added, must be one for each index below {self._count}")

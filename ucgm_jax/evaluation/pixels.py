@@ -1,4 +1,4 @@
-"""How good samples of a small data set are, without a network to download: judged in pixel space.
+"""How good samples of a small data set are, without a network to download: measured in pixel space.
 
 The Frechet distance is taken between pixels rather than Inception features, which know nothing of 8x8 digits; a
 support-vector classifier fitted on the real examples says whether a sample shows the label that was asked for.
@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ucgm_jax.config import MeshSettings
 from ucgm_jax.data import sources
 from ucgm_jax.data.sources import Source
 from ucgm_jax.evaluation.frechet import frechet_distance, statistics
-from ucgm_jax.evaluation.generate import Generator, balanced_labels
-from ucgm_jax.method import transports
-from ucgm_jax.method.sampler import SamplerSettings
-from ucgm_jax.training import checkpoints, sharding
+from ucgm_jax.model import Model
+from ucgm_jax.sampling.labels import balanced_labels
 
 
-class PixelJudge:
+class PixelMetrics:
     """Compares samples with all examples of a source.
 
     Args:
@@ -34,7 +31,7 @@ class PixelJudge:
         self._pixels = real["x"].reshape(len(source), -1)
         self._statistics = statistics(self._pixels)
         self._classifier = None
-        if source.num_classes >= 2:
+        if source.spec.num_classes >= 2:
             self._classifier = SVC().fit(self._pixels, real["label"])
 
     def frechet(self, x: np.ndarray) -> float:
@@ -47,26 +44,20 @@ class PixelJudge:
             return float("nan")
         return float(np.mean(self._classifier.predict(x.reshape(len(x), -1)) == labels))
 
-    def judge(self, x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def __call__(self, x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Both figures, as "frechet" and "agreement"."""
         return {"frechet": self.frechet(x), "agreement": self.agreement(x, labels)}
 
 
-def judge_checkpoint(
-    found: checkpoints.Found, sampler: SamplerSettings, count: int, seed: int = 0
-) -> tuple[dict[str, float], np.ndarray]:
-    """Figures of `PixelJudge` for a checkpoint's evaluation average, and the (count, H, W, C) samples behind them.
+def of_model(model: Model, count: int, seed: int = 0) -> tuple[dict[str, float], np.ndarray]:
+    """Figures of `PixelMetrics` for a model of a small built-in data set, and the (count, H, W, C) samples behind them.
 
     Args:
-      found: the checkpoint, of a small built-in data set.
-      sampler: how to sample.
+      model: with the sampler settings to measure it with.
       count: samples in all, classes in turn.
       seed: of the samples.
     """
-    settings, mesh = found.settings, sharding.make_mesh(MeshSettings())
-    source, network = sources.build(settings.data), checkpoints.network_of(found)
-    batch = -(-count // mesh.size) * mesh.size
-    generator = Generator(network, transports.get(settings.transport), sampler, settings.guidance, mesh, batch)
-    labels = balanced_labels(count, source.num_classes)
-    x = generator(checkpoints.read_replicated(found, network, mesh), labels, seed=seed)
-    return PixelJudge(source).judge(x, labels), x
+    source = sources.build(model.settings.data)
+    labels = balanced_labels(count, source.spec.num_classes)
+    x = model.sample(labels, seed=seed, output="samples", batch_size=model.batch_size(count, count))
+    return PixelMetrics(source)(x, labels), x

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ucgm_jax.evaluation import pictures
-from ucgm_jax.evaluation.store import PICTURED
+from ucgm_jax.evaluation.sample_folder import PICTURED
+from ucgm_jax.sampling import pictures
+from ucgm_jax.settings import ExpectedSettings
 
 PACKAGES = ("ucgm_jax", "jax", "jaxlib", "flax", "numpy", "orbax-checkpoint", "scikit-learn")
 
@@ -28,26 +29,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def results(evaluation: Any, figures: dict[str, float], timing: dict[str, float]) -> dict[str, Any]:
+def results(figures: dict[str, float], expected: ExpectedSettings, **facts: Any) -> dict[str, Any]:
     """Everything that is needed to repeat the figures, as JSON values.
 
     Args:
-      evaluation: from `prepare.prepare`.
       figures: metric -> value.
-      timing: of the generation.
+      expected: what others report.
+      **facts: JSON values by name.
     """
-    expected = evaluation.settings.expected
-    return {
-        "metrics": figures,
-        "samples": len(evaluation.labels),
-        "nfe": evaluation.nfe,
-        "network_evaluations": evaluation.generator.nfe,
-        "expected": {"fid": expected.fid, "nfe": expected.nfe, "note": expected.note},
-        "plan": evaluation.plan,
-        "reference": evaluation.reference,
-        "versions": versions(),
-        "timing": timing,
-    }
+    published = {"fid": expected.fid, "nfe": expected.nfe, "note": expected.note}
+    return {"metrics": figures, "expected": published, **facts, "versions": versions()}
 
 
 def line(found: dict[str, Any]) -> str:

@@ -19,12 +19,27 @@ def check(settings: Any, **rules: tuple[bool, str]) -> None:
     """
     for name, (valid, allowed) in rules.items():
         if not valid:
-            raise ValueError(f"{name}={getattr(settings, name)!r}: must be {allowed}")
+            raise ValueError(f"{name}={_shown(getattr(settings, name))}: must be {allowed}")
 
 
-def at_least(settings: Any, least: int, *names: str) -> None:
-    """`check` that these values are finite and not below `least`."""
-    check(settings, **{name: (least <= getattr(settings, name) < math.inf, f"at least {least}") for name in names})
+def _shown(value: Any) -> str:
+    """A value for people, who need not read all digits of a long one."""
+    if isinstance(value, int) and value.bit_length() > 300:
+        return f"a number of {value.bit_length() * 3 // 10} digits"
+    return repr(value)
+
+
+# Numbers of steps and the like: whatever is counted to or made a float stays exact.
+MOST = 2**53
+
+
+def at_least(settings: Any, least: int, *names: str, most: int = MOST) -> None:
+    """`check` that these values are finite, not below `least`, and above `most` only if they are floats."""
+    for name in names:
+        value = getattr(settings, name)
+        limit = most if isinstance(value, int) else math.inf
+        allowed = f"at least {least}" if not value > limit or limit == math.inf else f"from {least} to {most}"
+        check(settings, **{name: (least <= value <= limit and value < math.inf, allowed)})
 
 
 def one_of(value: str, allowed: Iterable[str]) -> tuple[bool, str]:

@@ -37,6 +37,7 @@ DIFFERENCE_STEP = 0.005
 SMALLEST_TIME = 1e-6
 
 WEIGHTINGS = ("none", "cosine")
+KINDS = ("ucgm", "any_step")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,7 @@ class ObjectiveSettings:
     """Settings of UCGM-T. In brackets: the symbol, and the name in the published configs.
 
     Attributes:
+      kind: which objective trains: "ucgm", this one, or "any_step", whose settings are `any_step.AnyStepSettings`.
       consistency_ratio: [lambda, consistc_ratio] in [0, 1]; 0 trains multi-step models, 1 few-step models.
       enhancement_ratio: [zeta, enhanced_ratio] strength of the training-time guidance; 0 turns it off. Any finite
         value, but with consistency_ratio = 0 a value of at least 1 stands for (zeta - 1) / zeta.
@@ -57,6 +59,7 @@ class ObjectiveSettings:
         between: a moving average.
     """
 
+    kind: str = "ucgm"
     consistency_ratio: float = 0.0
     enhancement_ratio: float = 0.0
     enhancement_range: tuple[float, float] = (0.0, 0.75)
@@ -73,6 +76,7 @@ class ObjectiveSettings:
         check(
             self,
             **{name: (0 <= getattr(self, name) <= 1, "in [0, 1]") for name in shares},
+            kind=one_of(self.kind, KINDS),
             enhancement_ratio=(math.isfinite(self.enhancement_ratio), "finite"),
             enhancement_range=interval(self.enhancement_range),
             weighting=one_of(self.weighting, WEIGHTINGS),
@@ -153,8 +157,13 @@ def regression_loss(output: Array, target: Array, huber_constant: float, cosine_
     root = jnp.sqrt(jnp.where(inner > 0, inner, 1.0))
     loss = jnp.where(inner > 0, mean_square / (root + huber_constant), 0.0)
     if cosine_loss:
-        loss += jnp.mean(1 - _cosine_similarity(output, target), axis=tuple(range(1, output.ndim - 1)))
+        loss += cosine_distance(output, target)
     return loss
+
+
+def cosine_distance(a: Array, b: Array) -> Array:
+    """(B,) 1 - cosine similarity along the channels of (B, ..., C) arrays, mean over positions."""
+    return jnp.mean(1 - _cosine_similarity(a, b), axis=tuple(range(1, a.ndim - 1)))
 
 
 def _cosine_similarity(a: Array, b: Array, smallest_norm: float = 1e-8) -> Array:

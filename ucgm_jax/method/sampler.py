@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ucgm_jax.method import extrapolation
+from ucgm_jax.method import extrapolation, styles
 from ucgm_jax.method.checks import at_least, check, one_of
 from ucgm_jax.method.prediction import Prediction
 from ucgm_jax.method.times import sampling_times
@@ -46,6 +46,8 @@ class SamplerSettings:
         at each step.
       schedule: [a, b, c, time_dist_ctrl] Kumaraswamy parameters, above 0; (1, 1, 1) is uniform.
       gaps: [rfba_gap_steps] distance from the noise end and from the data end, each in [0, 1), sum below 1.
+      style: "solver" (this module), or a network of two times' jumps: "any" or "few", see `jump_sampler`.
+      renoise_ratio: of style "any", in [0, 1]: how far beyond the next time to jump, to noise forward.
     """
 
     steps: int = 30
@@ -55,10 +57,12 @@ class SamplerSettings:
     stochasticity_ratio: float | str = 0.0
     schedule: tuple[float, float, float] = (1.0, 1.0, 1.0)
     gaps: tuple[float, float] = (0.001, 0.001)
+    style: str = "solver"
+    renoise_ratio: float = 0.0
 
     def __post_init__(self):
         kappa, rho = self.extrapolation_ratio, self.stochasticity_ratio
-        at_least(self, 1, "steps")
+        at_least(self, 1, "steps", most=10**6)
         gaps = all(gap >= 0 for gap in self.gaps) and sum(self.gaps) < 1
         check(
             self,
@@ -73,6 +77,7 @@ class SamplerSettings:
             schedule=(all(0 < one < np.inf for one in self.schedule), "three numbers above 0"),
             gaps=(gaps, "two numbers of at least 0 with a sum below 1"),
         )
+        styles.check_style(self)
 
     @property
     def points(self) -> int:
@@ -82,7 +87,7 @@ class SamplerSettings:
     @property
     def is_stochastic(self) -> bool:
         """Whether fresh noise is drawn."""
-        return self.stochasticity_ratio != 0.0
+        return self.stochasticity_ratio != 0.0 or self.renoise_ratio != 0.0
 
     @classmethod
     def ode(cls, steps: int, order: int = 1, gap: float = 0.001) -> SamplerSettings:

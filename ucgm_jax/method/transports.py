@@ -90,8 +90,11 @@ def mirrored(transport: Transport) -> Transport:
 
 
 def mirrored_network(network: Callable) -> Callable:
-    """The network callable (x, t, labels) -> -network(x, 1 - t, labels), which goes with `mirrored`."""
-    return lambda x, t, labels: -network(x, 1 - t, labels)
+    """The network callable (x, t, labels) -> -network(x, 1 - t, labels), which goes with `mirrored`.
+
+    Of a network of two times: (x, t, r, labels) -> -network(x, 1 - t, 1 - r, labels).
+    """
+    return lambda x, *times_and_labels: -network(x, *(1 - t for t in times_and_labels[:-1]), times_and_labels[-1])
 
 
 def math_of(t: Array):

@@ -4,8 +4,8 @@ backend   where            float types         heads                      jax.gr
 xla       everywhere       all                 any                        yes        yes
 cudnn     NVIDIA Ampere+   bfloat16, float16   features a multiple of 8   yes        no
 pallas    TPU              all                 any (padded to 128 lanes)  yes        no
-auto      "cudnn" where this process runs on an NVIDIA GPU and that takes the arrays; "pallas" where it runs on a TPU
-          and there are at least `LONG` tokens; else "xla". Programs for other devices: `traced_for`
+auto      "cudnn" where this process runs on an NVIDIA GPU and that takes the arrays; "pallas" for TPUs where there are
+          at least `LONG` tokens; else "xla"
 
 UCGM-T needs no forward-mode derivative at any consistency ratio (it takes finite differences), so that all of them
 train; who wants `jax.jvp` through a network sets "xla".
@@ -13,17 +13,18 @@ train; who wants `jax.jvp` through a network sets "xla".
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from ucgm_jax.networks.functional import current_placement
+from ucgm_jax.networks.functional import platform_of
+from ucgm_jax.networks.products import PRODUCT
+from ucgm_jax.parallel.placement import Placement
 
 Array = jax.Array
+Kernel = Callable[[Array, Array, Array], Array]
 BACKENDS = ("auto", "xla", "cudnn", "pallas")
 
 # Tokens from which on a TPU the kernel that never stores the matrix of scores is chosen by "auto".
@@ -31,47 +32,45 @@ LONG = 1024
 LANES = 128  # of a TPU's vector registers
 
 
-_traced_for: contextvars.ContextVar[str] = contextvars.ContextVar("traced_for", default="")
-
-
-@contextlib.contextmanager
-def traced_for(platform: str) -> Iterator[None]:
-    """Networks that are traced inside choose as on "cpu" or "tpu", whatever this process runs on.
-
-    With "counting" all backends are "xla": its matrix products can be seen in the trace, those inside kernels cannot.
-    """
-    token = _traced_for.set(platform)
-    try:
-        yield
-    finally:
-        _traced_for.reset(token)
-
-
-def attend(query: Array, key: Array, value: Array, backend: str) -> Array:
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    backend: str | Kernel,
+    platform: str = "",
+    placement: Placement | None = None,
+) -> Array:
     """softmax(query key^T / sqrt(head_features)) value for (B, N, heads, head_features) arrays.
 
     Args:
       query, key, value: of one shape and dtype.
-      backend: one of `BACKENDS`; see the table above.
+      backend: one of `BACKENDS`, see the table above, or a function (query, key, value) -> result to use.
+      platform: that "auto" chooses for; empty for that of this process.
+      placement: of the arrays on devices.
     """
-    if _traced_for.get() == "counting":
-        backend = "xla"
     if backend == "auto":
-        backend = _choose(query, _traced_for.get() or jax.default_backend())
+        backend = _choose(query, platform_of(platform))
     if backend == "xla":
         return jax.nn.dot_product_attention(query, key, value, implementation="xla")
-    kernel = splash if backend == "pallas" else functools.partial(jax.nn.dot_product_attention, implementation=backend)
-    placement = current_placement()
+    kernel = backend if callable(backend) else splash if backend == "pallas" else _cudnn
     # The compiler cannot split a kernel over devices by itself.
     return (kernel if placement is None else placement.spread(kernel))(query, key, value)
 
 
 def _choose(query: Array, platform: str) -> str:
     _, tokens, _, features = query.shape
-    if platform == "gpu" and "NVIDIA" in jax.devices()[0].device_kind.upper():
-        takes = query.dtype in (jnp.bfloat16, jnp.float16) and features % 8 == 0 and features <= 128
-        return "cudnn" if takes else "xla"
+    if platform == "gpu" and jax.default_backend() == "gpu" and "NVIDIA" in jax.devices()[0].device_kind.upper():
+        return "cudnn" if cudnn_takes(query) else "xla"
     return "pallas" if platform == "tpu" and tokens >= LONG else "xla"
+
+
+def cudnn_takes(query: Array) -> bool:
+    """Whether NVIDIA's kernel takes arrays like this one."""
+    return query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
+
+
+def _cudnn(query: Array, key: Array, value: Array) -> Array:
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
 def splash(query: Array, key: Array, value: Array, interpret: bool = False) -> Array:
@@ -111,6 +110,7 @@ def _kernel(heads: int, tokens: int, interpret: bool) -> Callable:
         mask,
         block_sizes=splash_attention_kernel.BlockSizes(**forward, **backward),
         head_shards=1,
+        residual_checkpoint_name=PRODUCT,
         q_seq_shards=1,
         interpret=interpret,
     )

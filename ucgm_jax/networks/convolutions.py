@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ucgm_jax.networks import layers
-from ucgm_jax.networks.attention import attend
-from ucgm_jax.networks.layers import Array
+from ucgm_jax.networks.attention import Kernel, attend
+from ucgm_jax.networks.products import REMATERIALISATION, Array
+from ucgm_jax.parallel.placement import Placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +61,10 @@ class UNetSettings:
       stem_multiplier: of the channels that the first convolution gives.
       head_channels: channels of one attention head (a block with fewer does not attend); 0 for a single head.
       dropout: rate inside the blocks, in training.
-      attention: backend, see `attention.attend`.
-      remat: see `layers.REMATERIALISATION`.
+      attention: backend or kernel, see `attention.attend`.
+      target_time: how a second time enters; see `networks.two_times`.
+      platform: that it is compiled for, "cpu", "gpu" or "tpu"; empty for that of this process.
+      remat: a key of `products.REMATERIALISATION`, or "auto" for "none".
       dtype: of convolutions and matrix products.
     """
 
@@ -77,14 +79,21 @@ class UNetSettings:
     stem_multiplier: int = 1
     head_channels: int = 0
     dropout: float = 0.0
-    attention: str = "auto"
-    remat: str = "none"
+    attention: str | Kernel = "auto"
+    target_time: str = "none"
+    platform: str = ""
+    remat: str = "auto"
     dtype: Any = jnp.float32
 
     @property
     def stem(self) -> int:
         """Channels after the first convolution."""
         return self.model_channels * self.stem_multiplier
+
+    @property
+    def rematerialisation(self) -> str:
+        """What the backward pass keeps of each block: a key of `products.REMATERIALISATION`."""
+        return "none" if self.remat == "auto" else self.remat
 
     def heads(self, channels: int) -> int:
         """Attention heads of a block of so many channels."""
@@ -137,14 +146,21 @@ def resample(x: Array, mode: str) -> Array:
     return repeated.reshape(batch, 2 * height, 2 * width, channels)
 
 
-def attend_between_pixels(qkv: Array, heads: int, backend: str, normalise: Callable[[Array], Array]) -> Array:
+def attend_between_pixels(
+    qkv: Array,
+    heads: int,
+    settings: UNetSettings,
+    normalise: Callable[[Array], Array],
+    placement: Placement | None,
+) -> Array:
     """Self-attention of the pixels of each image.
 
     Args:
       qkv: (B, H, W, 3 C), features in the order (query | key | value, head, feature).
       heads: number of heads; divides C.
-      backend: see `attention.attend`.
+      settings: of the network.
       normalise: applied to queries, keys and values, (..., C / heads) each.
+      placement: see `attention.attend`.
 
     Returns:
       (B, H, W, C).
@@ -152,7 +168,8 @@ def attend_between_pixels(qkv: Array, heads: int, backend: str, normalise: Calla
     batch, height, width, features = qkv.shape
     parts = qkv.reshape(batch, height * width, 3, heads, features // (3 * heads))
     query, key, value = jnp.moveaxis(normalise(parts), 2, 0)
-    return attend(query, key, value, backend).reshape(batch, height, width, features // 3)
+    result = attend(query, key, value, settings.attention, settings.platform, placement)
+    return result.reshape(batch, height, width, features // 3)
 
 
 def dropout(x: Array, rate: float, keys: Array | None) -> Array:
@@ -175,16 +192,19 @@ def run_blocks(
     *,
     concatenate: Callable[[Array, Array], Array],
     dropout_keys: Array | None,
+    placement: Placement | None,
 ) -> Array:
     """The way in and out of a U-Net.
 
     Args:
       settings: of the network.
-      encoder, decoder: the blocks of both plans by name; each is called with (x, embedding, dropout keys or None).
+      encoder, decoder: the blocks of both plans by name; each is called with (x, embedding, dropout keys or None,
+        placement).
       x: the first convolution's output.
       embedding: of time and label, (B, features).
       concatenate: joins the decoder's activation and the encoder's along the channels.
       dropout_keys: one of each row, (B,), or None for no dropout; each block draws from keys of its own.
+      placement: see `Placement`; None for one device.
 
     Returns:
       (B, H, W, C), C the channels of full resolution.
@@ -195,11 +215,11 @@ def run_blocks(
         nonlocal count
         count += 1
         keys = None if dropout_keys is None else jax.vmap(lambda key: jax.random.fold_in(key, count))(dropout_keys)
-        if settings.remat == "none":
-            return block(x, embedding, keys)
+        if settings.rematerialisation == "none":
+            return block(x, embedding, keys, placement)
         graph, parameters = nnx.split(block)
-        call = lambda parameters, *inputs: nnx.merge(graph, parameters)(*inputs)
-        policy = layers.REMATERIALISATION[settings.remat]
+        call = lambda parameters, *inputs: nnx.merge(graph, parameters)(*inputs, placement)
+        policy = REMATERIALISATION[settings.rematerialisation]
         return jax.checkpoint(call, policy=policy)(parameters, x, embedding, keys)
 
     for plan in encoder_plan(settings):

@@ -18,7 +18,9 @@ from flax import nnx
 from ucgm_jax.networks import convolutions
 from ucgm_jax.networks.convolutions import BlockPlan, UNetSettings
 from ucgm_jax.networks.functional import Buffer
-from ucgm_jax.networks.layers import Array
+from ucgm_jax.networks.products import Array, keep
+from ucgm_jax.networks.two_times import gap_of
+from ucgm_jax.parallel.placement import Placement
 
 Parameters = Any  # a nested dict of arrays
 
@@ -115,7 +117,7 @@ class Block(nnx.Module):
             self.qkv = Projection(outputs, 3 * outputs, rngs=rngs)
             self.projection = Projection(outputs, outputs, rngs=rngs)
 
-    def __call__(self, x: Array, embedding: Array, dropout_keys: Array | None) -> Array:
+    def __call__(self, x: Array, embedding: Array, dropout_keys: Array | None, placement: Placement | None) -> Array:
         plan = self.plan
         x = convolutions.resample(x, plan.resample)
         main = self.skip(x) if plan.inputs != plan.outputs else x
@@ -127,12 +129,13 @@ class Block(nnx.Module):
         y = self.convolution1(convolutions.dropout(y, self.settings.dropout, dropout_keys))
         x = weighted_sum(main, y, RESIDUAL_BALANCE)
         if plan.heads:
-            x = weighted_sum(x, self._attention(x), ATTENTION_BALANCE)
+            x = weighted_sum(x, self._attention(x, placement), ATTENTION_BALANCE)
         return jnp.clip(x, -LARGEST_ACTIVATION, LARGEST_ACTIVATION)
 
-    def _attention(self, x: Array) -> Array:
-        backend, pixel_norm = self.settings.attention, lambda parts: unit_magnitude(parts, -1)
-        return self.projection(convolutions.attend_between_pixels(self.qkv(x), self.plan.heads, backend, pixel_norm))
+    def _attention(self, x: Array, placement: Placement | None) -> Array:
+        qkv, pixel_norm = keep(self.qkv(x)), lambda parts: unit_magnitude(parts, -1)
+        y = convolutions.attend_between_pixels(qkv, self.plan.heads, self.settings, pixel_norm, placement)
+        return keep(self.projection(y))
 
 
 class EDM2(nnx.Module):
@@ -152,14 +155,26 @@ class EDM2(nnx.Module):
         self.expanding = nnx.Dict({plan.name: block(plan) for plan in convolutions.decoder_plan(settings)})
         self.output = Projection(settings.model_channels * settings.multipliers[0], settings.channels, 3, rngs=rngs)
         self.output_gain = nnx.Param(jnp.zeros(()))
+        if settings.target_time != "none":
+            # Weights keep their magnitude here, so that a gain is what starts at zero.
+            self.gap_embedding = Projection(stem, features, rngs=rngs)
+            self.gap_gain = nnx.Param(jnp.zeros(()))
 
-    def __call__(self, x: Array, t: Array, labels: Array, dropout_keys: Array | None = None) -> Array:
-        """F(x, t, labels): x (B, H, W, C), t (B,), labels (B,) int; returns (B, H, W, C) float32.
+    def __call__(
+        self,
+        x: Array,
+        t: Array,
+        labels: Array,
+        dropout_keys: Array | None = None,
+        r: Array | None = None,
+        placement: Placement | None = None,
+    ) -> Array:
+        """F(x, t, r, labels): x (B, H, W, C), t and r (B,), labels (B,) int; returns (B, H, W, C) float32.
 
         Rows with the label num_classes are unconditional: nothing is added to their noise embedding.
         """
         settings = self.settings
-        embedding = self._embedding(t, labels)
+        embedding = self._embedding(t, labels, r)
         x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1).astype(settings.dtype)
         x = convolutions.run_blocks(
             settings,
@@ -169,16 +184,21 @@ class EDM2(nnx.Module):
             embedding,
             concatenate=concatenate,
             dropout_keys=dropout_keys,
+            placement=placement,
         )
         return self.output(x, self.output_gain[...]).astype(jnp.float32)
 
-    def _embedding(self, t: Array, labels: Array) -> Array:
+    def _embedding(self, t: Array, labels: Array, r: Array | None) -> Array:
         classes = self.settings.num_classes
         embedding = self.noise_embedding(self.noise_features(2.68 * t - 1.59))
         if classes:
             one_hot = jax.nn.one_hot(labels, classes) * math.sqrt(classes)  # magnitude 1, like every activation
             labelled = weighted_sum(embedding, self.label_embedding(one_hot), LABEL_BALANCE)
             embedding = jnp.where((labels == classes)[:, None], embedding, labelled)
+        if self.settings.target_time != "none":
+            gap = 2.68 * gap_of(t, r)  # between the two noise levels
+            further = self.gap_embedding(self.noise_features(gap), self.gap_gain[...])
+            embedding += further * gap[:, None] if self.settings.target_time == "exact" else further
         return silu(embedding)
 
 

@@ -6,6 +6,7 @@ everything else (norms, activations, softmax) is left out, as is usual for model
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,21 +14,45 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ucgm_jax.networks.attention import traced_for
-from ucgm_jax.networks.names import Network
+from ucgm_jax.networks.attention import attend
+from ucgm_jax.networks.network import Network
+from ucgm_jax.networks.products import Array, keep
 
 
 def forward_flops(network: Network) -> int:
     """Operations of one forward pass of one example, by tracing it; nothing is computed."""
     batch = lambda shape, dtype: jax.ShapeDtypeStruct((1, *shape), dtype)
     inputs = batch(network.shape, jnp.float32), batch((), jnp.float32), batch((), jnp.int32)
-    return operations(lambda *arguments: network.apply(*arguments), network.abstract_parameters, *inputs)
+    return operations(countable(network).apply, network.abstract_parameters, *inputs)
+
+
+def countable(network: Network, kernel: bool = False) -> Network:
+    """The same network as it would be without devices, with attention whose products can be seen in a trace.
+
+    Args:
+      network: the network; what its backward pass keeps is what it keeps on its own platform.
+      kernel: whether attention is a kernel's, which keeps what its backward pass needs.
+    """
+    attention = _kept if kernel else "xla"
+    return network.using(attention=attention, platform="cpu", remat=network.options.rematerialisation)
+
+
+@jax.custom_vjp
+def _kept(query: Array, key: Array, value: Array) -> Array:
+    return attend(query, key, value, "xla")
+
+
+def _kept_forward(*arrays: Array) -> tuple[Array, Callable]:
+    result, pull = jax.vjp(functools.partial(attend, backend="xla"), *arrays)
+    return keep(result), jax.tree.map(keep, pull)
+
+
+_kept.defvjp(_kept_forward, lambda pull, gradient: pull(gradient))
 
 
 def operations(function: Callable, *arguments: Any) -> int:
-    """Operations of a function of (abstract) arrays that was not traced before."""
-    with traced_for("counting"):
-        return count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    """Operations of a function of (abstract) arrays, of networks that are `countable`."""
+    return count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def count(jaxpr: Any) -> int:

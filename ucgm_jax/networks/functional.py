@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,39 +24,9 @@ class Buffer(nnx.Variable):
 STORED = (nnx.Param, Buffer)  # what of a module is in its parameters
 
 
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """What is done to arrays where a network uses them, by those who spread them over devices.
-
-    Attributes:
-      weights: a nested dict of weights of any part of the network -> the same, ready for use. Under `lax.scan` it gets
-        one block at a time, so that never more than one block's weights are gathered.
-      activations: an array with the batch as its first axis -> the same, in its place.
-      spread: a function of arrays (B, N, heads, features) that treats each example and head alike -> the same function,
-        run on every device for its own part of them.
-    """
-
-    weights: Callable[[Parameters], Parameters]
-    activations: Callable[[jax.Array], jax.Array]
-    spread: Callable[[Callable], Callable]
-
-
-_placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)
-
-
-@contextlib.contextmanager
-def placing(placement: Placement | None) -> Iterator[None]:
-    """Networks that are traced inside follow this placement."""
-    token = _placement.set(placement)
-    try:
-        yield
-    finally:
-        _placement.reset(token)
-
-
-def current_placement() -> Placement | None:
-    """The placement that a network's parts have to follow; None for none."""
-    return _placement.get()
+def platform_of(stated: str) -> str:
+    """The platform, "cpu", "gpu" or "tpu", that was stated or, where that is empty, that this process runs on."""
+    return stated or jax.default_backend()
 
 
 @dataclasses.dataclass(frozen=True)

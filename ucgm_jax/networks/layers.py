@@ -16,18 +16,13 @@ import numpy as np
 from flax import nnx
 
 from ucgm_jax.networks.attention import attend
-from ucgm_jax.networks.functional import current_placement
+from ucgm_jax.networks.functional import platform_of
+from ucgm_jax.networks.products import Array, Product, keep
+from ucgm_jax.networks.rotary import rotate
+from ucgm_jax.parallel.placement import Placement
 
-Array = jax.Array
 XAVIER = nnx.initializers.xavier_uniform()
-SMALL_NORMAL = nnx.initializers.normal(0.02)
 ZEROS = nnx.initializers.zeros_init()
-
-REMATERIALISATION = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 
 # --- normalisation ---
@@ -68,128 +63,57 @@ def modulate(x: Array, shift: Array, scale: Array) -> Array:
     return x * (1 + scale) + shift
 
 
-# --- embeddings ---
-
-
-def sinusoidal_embedding(t: Array, features: int = 256, max_period: float = 10000.0) -> Array:
-    """(B,) times to (B, features): cosines, then sines, of t at geometric frequencies from 1 to 1 / max_period."""
-    half = features // 2
-    frequencies = jnp.exp(-np.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
-    angles = t.astype(jnp.float32)[:, None] * frequencies
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-class TimeEmbedding(nnx.Module):
-    """Sinusoidal features of t in [0, 1] (not scaled by 1000) through a two-layer perceptron with SiLU."""
-
-    def __init__(self, features: int, *, max_period: float = 10000.0, dtype: Any, rngs: nnx.Rngs):
-        self.max_period = max_period
-        linear = functools.partial(nnx.Linear, kernel_init=SMALL_NORMAL, dtype=dtype, rngs=rngs)
-        self.hidden = linear(256, features)
-        self.output = linear(features, features)
-
-    def __call__(self, t: Array) -> Array:
-        return self.output(nnx.silu(self.hidden(sinusoidal_embedding(t, max_period=self.max_period))))
-
-
-def sincos_position_table(grid: int, features: int) -> np.ndarray:
-    """The fixed (grid^2, features) table of DiT: sines and cosines of the column, then of the row."""
-
-    def axis_table(position: np.ndarray) -> np.ndarray:
-        frequencies = 1.0 / 10000 ** (np.arange(features // 4, dtype=np.float64) / (features / 4))
-        angles = np.outer(position, frequencies)
-        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-
-    row, column = np.divmod(np.arange(grid * grid), grid)
-    return np.concatenate([axis_table(column), axis_table(row)], axis=1).astype(np.float32)
-
-
-def patchify(x: Array, patch: int) -> Array:
-    """(B, H, W, C) to (B, H W / patch^2, patch^2 C), each token in order (row, column, channel)."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
-
-
-def unpatchify(tokens: Array, patch: int, channels: int) -> Array:
-    """The inverse of `patchify` for square images."""
-    batch, count, _ = tokens.shape
-    grid = round(count**0.5)
-    x = tokens.reshape(batch, grid, grid, patch, patch, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, grid * patch, grid * patch, channels)
-
-
-# --- rotary position embedding ---
-
-
-def rotary_angles(grid: int, head_features: int, theta: float = 10000.0) -> np.ndarray:
-    """(grid^2, head_features / 2) angles: the first half of the pairs turns with the row, the second with the column.
-
-    Su et al., arXiv 2104.09864, in two dimensions as in EVA-02 (Fang et al., arXiv 2303.11331).
-    """
-    half = head_features // 2
-    frequencies = (1.0 / theta ** (np.arange(0, half, 2, dtype=np.float32)[: half // 2] / half)).astype(np.float32)
-    row, column = np.divmod(np.arange(grid * grid), grid)
-    return np.concatenate([np.outer(row, frequencies), np.outer(column, frequencies)], axis=1).astype(np.float32)
-
-
-def rotate(x: Array, angles: np.ndarray) -> Array:
-    """Rotates neighbouring pairs of features of x (B, N, heads, head_features) by angles (N, head_features / 2)."""
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    cosine, sine = jnp.cos(angles)[:, None, :], jnp.sin(angles)[:, None, :]
-    even, odd = pairs[..., 0], pairs[..., 1]
-    rotated = jnp.stack([even * cosine - odd * sine, odd * cosine + even * sine], axis=-1)
-    return rotated.reshape(x.shape).astype(x.dtype)
-
-
 # --- attention and perceptrons ---
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with optional normalisation and rotation of queries and keys."""
+    """Multi-head self-attention with optional normalisation and rotation of queries and keys.
 
-    def __init__(
-        self, features: int, heads: int, *, bias: bool, query_key_norm: str, backend: str, dtype: Any, rngs: nnx.Rngs
-    ):
-        self.backend = backend
+    See `networks.transformer.TransformerSettings` for the options.
+    """
+
+    def __init__(self, settings: Any, *, rngs: nnx.Rngs):
+        self.backend, self.platform = settings.attention, settings.platform
+        features, heads = settings.hidden_size, settings.num_heads
         head = features // heads
-        linear = functools.partial(nnx.LinearGeneral, kernel_init=XAVIER, dtype=dtype, rngs=rngs)
-        self.qkv = linear(features, (3, heads, head), use_bias=bias)
-        self.projection = linear((heads, head), features, axis=(-2, -1))
-        self.query_norm = Norm(query_key_norm, head)
-        self.key_norm = Norm(query_key_norm, head)
+        product = functools.partial(Product, kernel_init=XAVIER, dtype=settings.dtype, rngs=rngs)
+        self.qkv = product(features, (3, heads, head), use_bias=settings.attention_bias)
+        self.projection = product((heads, head), features, axis=(-2, -1))
+        self.query_norm = Norm(settings.query_key_norm, head)
+        self.key_norm = Norm(settings.query_key_norm, head)
 
-    def __call__(self, x: Array, angles: np.ndarray | None) -> Array:
-        query, key, value = jnp.moveaxis(self.qkv(x), 2, 0)
+    def __call__(self, x: Array, angles: np.ndarray | None, placement: Placement | None = None) -> Array:
+        query, key, value = self.qkv.parts(x, placement)
         query, key = self.query_norm(query), self.key_norm(key)
         if angles is not None:
-            query, key = rotate(query, angles), rotate(key, angles)
-        return self.projection(attend(query, key, value, self.backend))
+            turn = lambda x: rotate(x, angles, platform_of(self.platform))
+            query, key = turn(query), turn(key)
+        return self.projection(attend(query, key, value, self.backend, self.platform, placement), placement)
 
 
 class GeluPerceptron(nnx.Module):
     """Linear, tanh-approximated GELU, linear."""
 
     def __init__(self, features: int, hidden: int, *, bias: bool = True, dtype: Any, rngs: nnx.Rngs):
-        linear = functools.partial(nnx.Linear, kernel_init=XAVIER, use_bias=bias, dtype=dtype, rngs=rngs)
-        self.hidden = linear(features, hidden)
-        self.output = linear(hidden, features)
+        product = functools.partial(Product, kernel_init=XAVIER, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.hidden = product(features, hidden)
+        self.output = product(hidden, features)
 
-    def __call__(self, x: Array) -> Array:
-        return self.output(nnx.gelu(self.hidden(x), approximate=True))
+    def __call__(self, x: Array, placement: Placement | None = None) -> Array:
+        return self.output(nnx.gelu(self.hidden(x, placement), approximate=True), placement)
 
 
 class GatedPerceptron(nnx.Module):
     """SwiGLU: silu(W1 x) * (W2 x), then a linear layer (Shazeer, arXiv 2002.05202)."""
 
     def __init__(self, features: int, hidden: int, *, bias: bool = True, dtype: Any, rngs: nnx.Rngs):
-        linear = functools.partial(nnx.LinearGeneral, kernel_init=XAVIER, use_bias=bias, dtype=dtype, rngs=rngs)
-        self.input = linear(features, (2, hidden))
-        self.output = linear(hidden, features)
+        product = functools.partial(Product, kernel_init=XAVIER, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.input = product(features, (2, hidden))
+        self.output = product(hidden, features)
 
-    def __call__(self, x: Array) -> Array:
-        gate, value = jnp.moveaxis(self.input(x), -2, 0)
-        return self.output(nnx.silu(gate) * value)
+    def __call__(self, x: Array, placement: Placement | None = None) -> Array:
+        gate, value = self.input.parts(x, placement)
+        return self.output(nnx.silu(gate) * value, placement)
 
 
 # --- blocks ---
@@ -202,12 +126,25 @@ class Modulation(nnx.Module):
         self, features: int, count: int, *, kernel_init: Callable = ZEROS, bias_init: Callable = ZEROS,
         dtype: Any, rngs: nnx.Rngs,
     ):  # fmt: skip
-        self.linear = nnx.LinearGeneral(
+        self.linear = Product(
             features, (count, features), kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, conditioning: Array) -> Array:
-        return jnp.moveaxis(self.linear(conditioning), -2, 0)
+    def __call__(self, conditioning: Array, placement: Placement | None = None) -> list[Array]:
+        return self.linear.parts(conditioning, placement)
+
+    def where_stored(self, conditioning: Array, placement: Placement) -> Array:
+        """The same for a whole `stack` of modulations, (depth, count, B, 1, D), without moving their weights.
+
+        Args:
+          conditioning: (B, 1, D).
+          placement: with a `where_stored`.
+        """
+        dtype = self.linear.dtype
+        kernel, bias = self.linear.kernel[...], self.linear.bias[...]
+        parts = placement.where_stored(conditioning[:, 0].astype(dtype), kernel.astype(dtype))
+        bias = placement.weights({"modulation": {"linear": {"bias": bias}}})["modulation"]["linear"]["bias"]
+        return jnp.moveaxis(keep(parts + bias[:, None].astype(dtype)), 2, 1)[:, :, :, None]
 
 
 class Block(nnx.Module):
@@ -219,15 +156,7 @@ class Block(nnx.Module):
     def __init__(self, settings: Any, *, rngs: nnx.Rngs):
         features, dtype = settings.hidden_size, settings.dtype
         self.norm1 = Norm(settings.norm, features)
-        self.attention = Attention(
-            features,
-            settings.num_heads,
-            bias=settings.attention_bias,
-            query_key_norm=settings.query_key_norm,
-            backend=settings.attention,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.attention = Attention(settings, rngs=rngs)
         self.norm2 = Norm(settings.norm, features)
         hidden = 4 * features
         if settings.perceptron == "gelu":
@@ -239,10 +168,20 @@ class Block(nnx.Module):
             )
         self.modulation = Modulation(features, 6, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, conditioning: Array, angles: np.ndarray | None) -> Array:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(conditioning)
-        x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), angles)
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+    def __call__(
+        self,
+        x: Array,
+        conditioning: Array,
+        angles: np.ndarray | None,
+        placement: Placement | None = None,
+        modulation: Array | None = None,
+    ) -> Array:
+        """x (B, N, D) to the same; `modulation` (6, B, 1, D) where it is computed already."""
+        if modulation is None:
+            modulation = self.modulation(conditioning, placement)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+        x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), angles, placement)
+        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2), placement)
 
 
 class FinalLayer(nnx.Module):
@@ -251,49 +190,8 @@ class FinalLayer(nnx.Module):
     def __init__(self, features: int, outputs: int, *, norm: str, dtype: Any, rngs: nnx.Rngs):
         self.norm = Norm(norm, features)
         self.modulation = Modulation(features, 2, dtype=dtype, rngs=rngs)
-        self.linear = nnx.Linear(features, outputs, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
+        self.linear = Product(features, outputs, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, conditioning: Array) -> Array:
-        shift, scale = self.modulation(conditioning)
-        return self.linear(modulate(self.norm(x), shift, scale))
-
-
-def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`depth` modules of one kind as a single module whose parameters have a leading axis of that length."""
-
-    @nnx.split_rngs(splits=depth)
-    @nnx.vmap(in_axes=(0,), out_axes=0)
-    def build(rngs: nnx.Rngs) -> nnx.Module:
-        return make(rngs)
-
-    return build(rngs)
-
-
-def run_stack(blocks: nnx.Module, x: Array, *inputs: Any, remat: str, unroll: int = 1) -> Array:
-    """x through all modules of a `stack` in turn, as one `lax.scan` that compiles a single module.
-
-    Args:
-      blocks: from `stack`.
-      x: the activation that is handed on.
-      *inputs: further arguments, the same for every module.
-      remat: what the backward pass keeps of each module: a key of `REMATERIALISATION`.
-      unroll: modules per iteration; more compile longer and may run faster.
-    """
-    graph, parameters = nnx.split(blocks)
-    placement, policy = current_placement(), REMATERIALISATION[remat]
-
-    def body(x: Array, one: Any) -> tuple[Array, None]:
-        if placement is not None:
-            one, x = nnx.State(placement.weights(nnx.to_pure_dict(one))), placement.activations(x)
-        return nnx.merge(graph, one)(x, *inputs).astype(x.dtype), None
-
-    if placement is not None and remat == "none":
-        # Otherwise every block's gathered weights would wait for the backward pass.
-        policy = _all_but_placed
-    if policy is not None:
-        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-    return jax.lax.scan(body, x, parameters, unroll=unroll)[0]
-
-
-def _all_but_placed(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name not in ("all_gather", "sharding_constraint")
+    def __call__(self, x: Array, conditioning: Array, placement: Placement | None = None) -> Array:
+        shift, scale = self.modulation(conditioning, placement)
+        return self.linear(modulate(self.norm(x), shift, scale), placement)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from ucgm_jax.method.checks import at_least, check, one_of
-from ucgm_jax.networks import attention, convolutions, edm2, layers, transformer, unet
+from ucgm_jax.networks import attention, convolutions, edm2, transformer, two_times, unet
 from ucgm_jax.networks.convolutions import UNetSettings
-from ucgm_jax.networks.functional import Functional, Parameters, Placement, placing
+from ucgm_jax.networks.network import Network, made
+from ucgm_jax.networks.products import REMATERIALISATION
 
 # hidden size, depth, heads
 TRANSFORMER_SIZES = {
@@ -39,10 +38,13 @@ class NetworkSettings:
         hidden_size is the channels that the levels' multipliers are applied to, depth the encoder's blocks per level.
       encoder_depth: 0, or how many of DDT's blocks encode instead of 22 / 28 of them.
       compute_dtype: "float32" or "bfloat16", of matrix products; parameters stay float32.
-      remat: what the backward pass keeps of each block: "none" (all), "dots" (matrix products), "full" (nothing).
-      unroll: blocks that are compiled per iteration of the loop over blocks; a small network on a CPU runs several
-        times faster with all of them.
+      remat: what the backward pass keeps of each block: "none" (all), "products" (results of matrix products, of
+        convolutions and of attention kernels), "dots" (the same without biases and kernels), "full" (nothing), or
+        "auto": of a transformer "none" on processors and else "products", of a U-Net "none".
+      unroll: blocks that are compiled per iteration of the loop over blocks; more compile longer and may run faster. 0
+        for what is best on the platform, see `TransformerSettings.blocks_at_once`.
       attention: "auto", "xla", "cudnn" or "pallas"; see `networks.attention`.
+      target_time: "none", or how a second time enters: "added" or "exact"; see `networks.two_times`.
     """
 
     name: str = "TiT-B/2"
@@ -51,78 +53,23 @@ class NetworkSettings:
     num_heads: int = 0
     encoder_depth: int = 0
     compute_dtype: str = "float32"
-    remat: str = "none"
-    unroll: int = 1
+    remat: str = "auto"
+    unroll: int = 0
     attention: str = "auto"
+    target_time: str = "none"
 
     def __post_init__(self):
-        at_least(self, 0, "hidden_size", "depth", "num_heads", "encoder_depth")
-        at_least(self, 1, "unroll")
+        at_least(self, 0, "hidden_size", most=2**20)
+        at_least(self, 0, "depth", "num_heads", "encoder_depth", "unroll", most=2**14)
         check(
             self,
             compute_dtype=one_of(self.compute_dtype, ("float32", "bfloat16")),
-            remat=one_of(self.remat, layers.REMATERIALISATION),
+            remat=one_of(self.remat, ("auto", *REMATERIALISATION)),
             attention=one_of(self.attention, attention.BACKENDS),
+            target_time=one_of(self.target_time, two_times.TARGET_TIMES),
         )
         if self.attention == "cudnn" and self.compute_dtype == "float32":
             raise ValueError("attention='cudnn': needs compute_dtype=bfloat16; with float32 use auto or xla")
-
-
-@dataclasses.dataclass(frozen=True)
-class Network(Functional):
-    """A network as functions of its parameters: everything a trainer or a sampler needs to know of it.
-
-    Attributes, beside `make`:
-      name: the name that it was built from.
-      shape: (H, W, C) of one input.
-      num_classes: number of labels.
-      family: key of its conversion table.
-      options: the frozen settings that fix the module, as its conversion table reads them.
-      guided_channels: how many leading channels guidance changes; None for all.
-      dropout: whether the module takes dropout keys, one of each row, as its fourth argument.
-      after_update: what training applies to the parameters after each update, and once to those that it starts from;
-        None for nothing.
-      stacks: names of the parameters that are blocks stacked along a leading axis, used one at a time.
-      placement: what is done to weights and activations where they are used; None for nothing.
-    """
-
-    name: str
-    shape: tuple[int, int, int]
-    num_classes: int
-    family: str
-    options: Any
-    guided_channels: int | None = None
-    dropout: bool = False
-    after_update: Callable[[Parameters], Parameters] | None = None
-    stacks: tuple[str, ...] = ()
-    placement: Placement | None = None
-
-    @property
-    def null_label(self) -> int:
-        """The label that stands for none."""
-        return self.num_classes
-
-    def apply(
-        self,
-        parameters: Parameters,
-        x: jax.Array,
-        t: jax.Array,
-        labels: jax.Array,
-        dropout_keys: jax.Array | None = None,
-    ) -> jax.Array:
-        """F(x, t, labels) for x (B, H, W, C), t (B,), labels (B,) int; dropout only where keys (B,) are given."""
-        if self.placement is not None:
-            stacked = {name: parameters[name] for name in self.stacks}
-            single = {name: value for name, value in parameters.items() if name not in stacked}
-            parameters = self.placement.weights(single) | stacked
-            x, t, labels = map(self.placement.activations, (x, t, labels))
-        module = self.module(parameters)
-        with placing(self.placement):
-            return module(x, t, labels, dropout_keys) if self.dropout else module(x, t, labels)
-
-    def bind(self, parameters: Parameters, dropout_keys: jax.Array | None = None) -> Callable:
-        """The network callable (x, t, labels) -> F of these parameters."""
-        return lambda x, t, labels: self.apply(parameters, x, t, labels, dropout_keys)
 
 
 # What sets the families of transformers apart: options of `transformer.TransformerSettings`.
@@ -169,6 +116,7 @@ def _transformer(settings: NetworkSettings, family: str, size: str, patch: int, 
         num_heads=settings.num_heads or num_heads,
         encoder_depth=_encoder_depth(settings, family, depth),
         attention=settings.attention,
+        target_time=settings.target_time,
         remat=settings.remat,
         unroll=settings.unroll,
         dtype=jnp.dtype(settings.compute_dtype),
@@ -180,12 +128,11 @@ def _transformer(settings: NetworkSettings, family: str, size: str, patch: int, 
         )
     module = transformer.DecoupledTransformer if family == "DDT" else transformer.DiffusionTransformer
     return Network(
+        **made(module, options),
         name=settings.name,
-        make=lambda rngs: module(options, rngs=rngs),
         shape=tuple(shape),
         num_classes=num_classes,
         family=family,
-        options=options,
         guided_channels=3 if family == "LightningDiT" else None,
         stacks=("encoder", "decoder") if family == "DDT" else ("blocks",),
     )
@@ -195,12 +142,11 @@ def unet_network(name: str, family: str, options: UNetSettings) -> Network:
     """The network of a U-Net's settings; family is "EDM2" or "UNet+"."""
     module = {"EDM2": edm2.EDM2, "UNet+": unet.UNet}[family]
     return Network(
+        **made(module, options),
         name=name,
-        make=lambda rngs: module(options, rngs=rngs),
         shape=(options.size, options.size, options.channels),
         num_classes=options.num_classes,
         family=family,
-        options=options,
         dropout=options.dropout > 0,
         after_update=edm2.normalise_weights if family == "EDM2" else None,
     )
@@ -240,6 +186,7 @@ def _unet(settings: NetworkSettings, family: str, shape, num_classes: int, **pub
         channels=channels,
         num_classes=num_classes,
         attention=settings.attention,
+        target_time=settings.target_time,
         remat=settings.remat,
         dtype=jnp.dtype(settings.compute_dtype),
         **options,

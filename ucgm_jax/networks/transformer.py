@@ -8,17 +8,25 @@ DDT           Wang et al., arXiv 2504.05741   an encoder conditioned on (t, labe
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from ucgm_jax.networks import layers
-from ucgm_jax.networks.layers import Array
+from ucgm_jax.networks.attention import Kernel
+from ucgm_jax.networks.embeddings import SMALL_NORMAL, TimeEmbedding, patchify, sincos_position_table, unpatchify
+from ucgm_jax.networks.functional import platform_of
+from ucgm_jax.networks.products import Array, Product
+from ucgm_jax.networks.rotary import rotary_angles, unit_rotary_angles
+from ucgm_jax.networks.stack import depth_of, run_stack, stack
+from ucgm_jax.networks.two_times import GapEmbedding
+from ucgm_jax.parallel.placement import Placement
+
+FEW_BLOCKS = 4  # that a processor runs without a loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +45,10 @@ class TransformerSettings:
       perceptron_bias, attention_bias: whether SwiGLU and the qkv projection have a bias.
       position_table: add the fixed table of sines and cosines.
       rotary: "none", "pixel" (rows and columns counted in patches) or "unit" (both scaled to [0, 16]).
-      attention: backend, see `networks.attention`.
-      remat, unroll: see `layers.run_stack`.
+      attention: backend or kernel, see `networks.attention`.
+      target_time: how a second time enters; see `networks.two_times`.
+      platform: that it is compiled for, "cpu", "gpu" or "tpu"; empty for that of this process.
+      remat, unroll: see `run_stack`; "auto" and 0 for what is best on the platform, see below.
       dtype: of matrix products.
     """
 
@@ -57,9 +67,11 @@ class TransformerSettings:
     attention_bias: bool = True
     position_table: bool = True
     rotary: str = "none"
-    attention: str = "auto"
-    remat: str = "none"
-    unroll: int = 1
+    attention: str | Kernel = "auto"
+    target_time: str = "none"
+    platform: str = ""
+    remat: str = "auto"
+    unroll: int = 0
     dtype: Any = jnp.float32
 
     @property
@@ -67,14 +79,22 @@ class TransformerSettings:
         """Patches along one side."""
         return self.size // self.patch_size
 
+    @property
+    def rematerialisation(self) -> str:
+        """The `remat` of `run_stack`. Processors have memory and not much else: they keep everything."""
+        automatic = "none" if platform_of(self.platform) == "cpu" else "products"
+        return automatic if self.remat == "auto" else self.remat
 
-def unit_rotary_angles(grid: int, head_features: int, theta: float = 10000.0) -> np.ndarray:
-    """(grid^2, head_features / 2) angles of DDT: positions in [0, 16]; pairs turn with column and row alternately."""
-    frequencies = 1.0 / theta ** (np.arange(0, head_features, 4, dtype=np.float32) / head_features)
-    position = np.linspace(0, 16, grid, dtype=np.float32)
-    row, column = np.divmod(np.arange(grid * grid), grid)
-    angles = np.stack([np.outer(position[column], frequencies), np.outer(position[row], frequencies)], axis=-1)
-    return angles.reshape(grid * grid, -1).astype(np.float32)
+    def blocks_at_once(self, depth: int) -> int:
+        """The `unroll` of `run_stack` for a stack of this many blocks.
+
+        GPUs: all, because a loop keeps what it saves in arrays for all blocks, which XLA copies, some in float32. TPUs:
+        one, whose successor's weights are gathered meanwhile. Processors: all of a few, whose time goes into many small
+        operations, and one of many, which compiles fast.
+        """
+        platform = platform_of(self.platform)
+        one = platform == "tpu" or (platform == "cpu" and depth > FEW_BLOCKS)
+        return self.unroll or (1 if one else depth)
 
 
 class DiffusionTransformer(nnx.Module):
@@ -84,28 +104,31 @@ class DiffusionTransformer(nnx.Module):
         self.settings = settings
         features, dtype = settings.hidden_size, settings.dtype
         patch = settings.patch_size**2 * settings.channels
-        self.patch_embedding = nnx.Linear(patch, features, kernel_init=layers.XAVIER, dtype=dtype, rngs=rngs)
-        self.time_embedding = layers.TimeEmbedding(features, dtype=dtype, rngs=rngs)
+        self.patch_embedding = Product(patch, features, kernel_init=layers.XAVIER, dtype=dtype, rngs=rngs)
+        self.time_embedding = TimeEmbedding(features, dtype=dtype, rngs=rngs)
         if settings.num_classes >= 2:
             self.label_embedding = _label_embedding(settings, rngs)
-        self.blocks = layers.stack(lambda rngs: layers.Block(settings, rngs=rngs), settings.depth, rngs)
+        self.blocks = stack(lambda rngs: layers.Block(settings, rngs=rngs), settings.depth, rngs)
         self.final = layers.FinalLayer(features, patch, norm=settings.norm, dtype=dtype, rngs=rngs)
+        self.gap_embedding = _gap_embedding(settings, rngs)
 
-    def __call__(self, x: Array, t: Array, labels: Array) -> Array:
-        """F(x, t, labels): x (B, H, W, C), t (B,), labels (B,) int; returns (B, H, W, C) float32."""
+    def __call__(
+        self, x: Array, t: Array, labels: Array, r: Array | None = None, placement: Placement | None = None
+    ) -> Array:
+        """F(x, t, r, labels): x (B, H, W, C), t and r (B,), labels (B,) int; returns (B, H, W, C) float32."""
         settings = self.settings
-        tokens = self.patch_embedding(layers.patchify(x, settings.patch_size))
+        tokens = self.patch_embedding(patchify(x, settings.patch_size))
         if settings.position_table:
-            tokens += layers.sincos_position_table(settings.grid, settings.hidden_size).astype(tokens.dtype)
+            tokens += sincos_position_table(settings.grid, settings.hidden_size).astype(tokens.dtype)
         conditioning = self.time_embedding(t)
         if settings.num_classes >= 2:
             conditioning += self.label_embedding(labels)
+        if self.gap_embedding is not None:
+            conditioning += self.gap_embedding(t, r)
         conditioning = nnx.silu(conditioning)[:, None, :]
-        angles = _angles(settings)
-        how = {"remat": settings.remat, "unroll": settings.unroll}
-        tokens = layers.run_stack(self.blocks, tokens, conditioning, angles, **how)
-        patches = self.final(tokens, conditioning)
-        return layers.unpatchify(patches, settings.patch_size, settings.channels).astype(jnp.float32)
+        tokens = _run(settings, self.blocks, tokens, conditioning, placement)
+        patches = self.final(tokens, conditioning, placement)
+        return unpatchify(patches, settings.patch_size, settings.channels).astype(jnp.float32)
 
 
 class DecoupledTransformer(nnx.Module):
@@ -115,43 +138,63 @@ class DecoupledTransformer(nnx.Module):
         self.settings = settings
         features, dtype = settings.hidden_size, settings.dtype
         patch = settings.patch_size**2 * settings.channels
-        linear = functools.partial(nnx.Linear, kernel_init=layers.XAVIER, dtype=dtype, rngs=rngs)
-        self.encoder_embedding = linear(patch, features)
-        self.decoder_embedding = linear(patch, features)
-        self.time_embedding = layers.TimeEmbedding(features, max_period=10.0, dtype=dtype, rngs=rngs)
+        product = functools.partial(Product, kernel_init=layers.XAVIER, dtype=dtype, rngs=rngs)
+        self.encoder_embedding = product(patch, features)
+        self.decoder_embedding = product(patch, features)
+        self.time_embedding = TimeEmbedding(features, max_period=10.0, dtype=dtype, rngs=rngs)
         self.label_embedding = _label_embedding(settings, rngs)
         block = lambda rngs: layers.Block(settings, rngs=rngs)
-        self.encoder = layers.stack(block, settings.encoder_depth, rngs)
-        self.decoder = layers.stack(block, settings.depth - settings.encoder_depth, rngs)
+        self.encoder = stack(block, settings.encoder_depth, rngs)
+        self.decoder = stack(block, settings.depth - settings.encoder_depth, rngs)
         self.final = layers.FinalLayer(features, patch, norm="layer", dtype=dtype, rngs=rngs)
+        self.gap_embedding = _gap_embedding(settings, rngs)
 
-    def __call__(self, x: Array, t: Array, labels: Array) -> Array:
-        """F(x, t, labels): x (B, H, W, C), t (B,), labels (B,) int; returns (B, H, W, C) float32."""
+    def __call__(
+        self, x: Array, t: Array, labels: Array, r: Array | None = None, placement: Placement | None = None
+    ) -> Array:
+        """F(x, t, r, labels): x (B, H, W, C), t and r (B,), labels (B,) int; returns (B, H, W, C) float32."""
         settings = self.settings
-        patches = layers.patchify(x, settings.patch_size)
-        time = self.time_embedding(t)[:, None, :]
+        patches = patchify(x, settings.patch_size)
+        time = self.time_embedding(t)
+        if self.gap_embedding is not None:
+            time += self.gap_embedding(t, r)
+        time = time[:, None, :]
         conditioning = nnx.silu(time + self.label_embedding(labels)[:, None, :])
-        angles = _angles(settings)
-        how = {"remat": settings.remat, "unroll": settings.unroll}
-        encoded = layers.run_stack(self.encoder, self.encoder_embedding(patches), conditioning, angles, **how)
+        encoded = _run(settings, self.encoder, self.encoder_embedding(patches), conditioning, placement)
         per_token = nnx.silu(time + encoded)
-        decoded = layers.run_stack(self.decoder, self.decoder_embedding(patches), per_token, angles, **how)
-        patches = self.final(decoded, per_token)
-        return layers.unpatchify(patches, settings.patch_size, settings.channels).astype(jnp.float32)
+        decoded = _run(settings, self.decoder, self.decoder_embedding(patches), per_token, placement)
+        patches = self.final(decoded, per_token, placement)
+        return unpatchify(patches, settings.patch_size, settings.channels).astype(jnp.float32)
+
+
+def _run(
+    settings: TransformerSettings, blocks: nnx.Module, x: Array, conditioning: Array, placement: Placement | None
+) -> Array:
+    """x (B, N, D) through all blocks of a stack."""
+    angles, modulation = None, None
+    if settings.rotary != "none":
+        function = rotary_angles if settings.rotary == "pixel" else unit_rotary_angles
+        angles = function(settings.grid, settings.hidden_size // settings.num_heads)
+    if placement is not None and placement.where_stored and conditioning.shape[1] == 1:
+        # A third of all weights, for one row of each example: the rows travel to the weights, once for all blocks.
+        modulation = blocks.modulation.where_stored(conditioning, placement)
+        blocks = copy.copy(blocks)
+        del blocks.modulation
+    how = {"remat": settings.rematerialisation, "unroll": settings.blocks_at_once(depth_of(blocks))}
+    return run_stack(blocks, x, conditioning, angles, placement, per_block=modulation, placement=placement, **how)
 
 
 def _label_embedding(settings: TransformerSettings, rngs: nnx.Rngs) -> nnx.Embed:
     return nnx.Embed(
         settings.num_classes + 1,
         settings.hidden_size,
-        embedding_init=layers.SMALL_NORMAL,
+        embedding_init=SMALL_NORMAL,
         dtype=settings.dtype,
         rngs=rngs,
     )
 
 
-def _angles(settings: TransformerSettings) -> jax.Array | np.ndarray | None:
-    if settings.rotary == "none":
+def _gap_embedding(settings: TransformerSettings, rngs: nnx.Rngs) -> GapEmbedding | None:
+    if settings.target_time == "none":
         return None
-    angles = layers.rotary_angles if settings.rotary == "pixel" else unit_rotary_angles
-    return angles(settings.grid, settings.hidden_size // settings.num_heads)
+    return GapEmbedding(settings.hidden_size, exact=settings.target_time == "exact", dtype=settings.dtype, rngs=rngs)

@@ -15,7 +15,9 @@ from flax import nnx
 
 from ucgm_jax.networks import convolutions
 from ucgm_jax.networks.convolutions import BlockPlan, UNetSettings
-from ucgm_jax.networks.layers import Array
+from ucgm_jax.networks.products import Array, keep
+from ucgm_jax.networks.two_times import GapEmbedding
+from ucgm_jax.parallel.placement import Placement
 
 EMBEDDING_MULTIPLIER = 4  # channels of the embedding over model_channels
 RESIDUAL_SCALE = math.sqrt(0.5)  # keeps the variance of a sum of two
@@ -67,7 +69,7 @@ class Block(nnx.Module):
             self.qkv = linear(outputs, 3 * outputs, kernel_init=xavier(math.sqrt(0.2)))
             self.projection = linear(outputs, outputs, kernel_init=NEARLY_ZERO)
 
-    def __call__(self, x: Array, embedding: Array, dropout_keys: Array | None) -> Array:
+    def __call__(self, x: Array, embedding: Array, dropout_keys: Array | None, placement: Placement | None) -> Array:
         plan = self.plan
         y = self.convolution0(convolutions.resample(nnx.silu(self.norm0(x)), plan.resample))
         y += self.embedding(embedding)[:, None, None, :].astype(y.dtype)
@@ -75,9 +77,9 @@ class Block(nnx.Module):
         x = self.skip(convolutions.resample(x, plan.resample)) if has_skip(plan) else x
         x = (x + y) * RESIDUAL_SCALE
         if plan.heads:
-            qkv = self.qkv(self.norm2(x))
-            y = convolutions.attend_between_pixels(qkv, plan.heads, self.settings.attention, lambda parts: parts)
-            x = (x + self.projection(y)) * RESIDUAL_SCALE
+            qkv = keep(self.qkv(self.norm2(x)))
+            y = convolutions.attend_between_pixels(qkv, plan.heads, self.settings, lambda parts: parts, placement)
+            x = (x + keep(self.projection(y))) * RESIDUAL_SCALE
         return x
 
 
@@ -101,9 +103,20 @@ class UNet(nnx.Module):
         outputs = settings.model_channels * settings.multipliers[0]
         self.output_norm = group_norm(outputs, settings.dtype, rngs)
         self.output = convolution(outputs, settings.channels, kernel_init=NEARLY_ZERO)
+        if settings.target_time != "none":
+            exact = settings.target_time == "exact"
+            self.gap_embedding = GapEmbedding(features, exact=exact, dtype=jnp.float32, rngs=rngs)
 
-    def __call__(self, x: Array, t: Array, labels: Array, dropout_keys: Array | None = None) -> Array:
-        """F(x, t, labels): x (B, H, W, C), t (B,), labels (B,) int; returns (B, H, W, C) float32.
+    def __call__(
+        self,
+        x: Array,
+        t: Array,
+        labels: Array,
+        dropout_keys: Array | None = None,
+        r: Array | None = None,
+        placement: Placement | None = None,
+    ) -> Array:
+        """F(x, t, r, labels): x (B, H, W, C), t and r (B,), labels (B,) int; returns (B, H, W, C) float32.
 
         Labels enter as one-hot vectors from two classes on; the label num_classes is a vector of zeros. Dropout only
         where keys (B,) are given.
@@ -113,7 +126,10 @@ class UNet(nnx.Module):
         if settings.num_classes >= 2:
             one_hot = jax.nn.one_hot(labels, settings.num_classes)
             embedding += self.label_embedding(one_hot * math.sqrt(settings.num_classes))
-        embedding = nnx.silu(self.embedding1(nnx.silu(self.embedding0(embedding))))
+        embedding = self.embedding1(nnx.silu(self.embedding0(embedding)))
+        if settings.target_time != "none":
+            embedding += self.gap_embedding(t, r)
+        embedding = nnx.silu(embedding)
         x = convolutions.run_blocks(
             settings,
             self.contracting,
@@ -122,6 +138,7 @@ class UNet(nnx.Module):
             embedding,
             concatenate=lambda a, b: jnp.concatenate([a, b], axis=-1),
             dropout_keys=dropout_keys,
+            placement=placement,
         )
         return self.output(nnx.silu(self.output_norm(x))).astype(jnp.float32)
 

@@ -28,6 +28,7 @@ class Chip:
       bandwidth: of that memory, bytes/s.
       interconnect: bytes/s that leave the chip over all its links, in one direction.
       network: bytes/s that leave a host for each of its chips, in one direction; 0 where links join the hosts.
+      clock: cycles/s that a TPU's compiler counts in; 0 for GPUs.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Chip:
     bandwidth: float
     interconnect: float
     network: float = 0.0
+    clock: float = 0.0
 
     @property
     def is_gpu(self) -> bool:
@@ -50,14 +52,18 @@ def _chip(kind: str, *facts: float) -> Chip:
 # TPUs: cloud.google.com/tpu/docs, the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e", system architecture. They
 # give the interconnect as bits/s in both directions together: 2400, 1600, 4800 and 3584 Gbit/s.
 #
+# Clocks: those at which a TPU's matrix units, of 128 x 128 multiply-adds, reach its peak: 8, 4 and 8 of them in v4, v5e
+# and v5p. The compilers' own cycles of a product of 4096 x 4096 are then 93, 97 and 96 % of the peak. v6e's is taken to
+# be v5p's, which makes it 87 %.
+#
 # GPUs: NVIDIA's data sheets "H100 Tensor Core GPU" and "H200 Tensor Core GPU", SXM modules. They give NVLink as 900
 # GB/s in both directions together, and the memory as 80 and 141 GB, which nvidia-smi shows as 81559 and 143771 MiB.
 # Between hosts there is one card of 400 Gbit/s for each GPU, as in NVIDIA's "DGX H100/H200 System User Guide".
 CHIPS = {
-    "v4": _chip("TPU v4", 32 * GIB, 1228e9, 2400e9 / 16),
-    "v5e": _chip("TPU v5 lite", 16 * GIB, 819e9, 1600e9 / 16),
-    "v5p": _chip("TPU v5", 95 * GIB, 2765e9, 4800e9 / 16),
-    "v6e": _chip("TPU v6 lite", 32 * GIB, 1640e9, 3584e9 / 16),
+    "v4": _chip("TPU v4", 32 * GIB, 1228e9, 2400e9 / 16, 0.0, 1.05e9),
+    "v5e": _chip("TPU v5 lite", 16 * GIB, 819e9, 1600e9 / 16, 0.0, 1.5e9),
+    "v5p": _chip("TPU v5", 95 * GIB, 2765e9, 4800e9 / 16, 0.0, 1.75e9),
+    "v6e": _chip("TPU v6 lite", 32 * GIB, 1640e9, 3584e9 / 16, 0.0, 1.75e9),
     "h100": _chip("NVIDIA H100 80GB HBM3", 81559 * MIB, 3.35e12, 450e9, 400e9 / 8),
     "h200": _chip("NVIDIA H200", 143771 * MIB, 4.8e12, 450e9, 400e9 / 8),
 }
@@ -108,7 +114,7 @@ class Topology:
             return list(topologies.get_topology_desc(platform="tpu", topology_name=self.text, **options).devices)
         except Exception as error:  # of several kinds, all from inside the library
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f'--topology={self.text}: needs libtpu (pip install "jax[tpu]"): {reason}') from error
+            raise UserError(f'topology={self.text}: needs libtpu (pip install "jax[tpu]"): {reason}') from error
 
 
 def parse_topology(text: str) -> Topology:
@@ -120,15 +126,15 @@ def parse_topology(text: str) -> Topology:
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+){0,2})", text)
     if not match or match[1] not in CHIPS:
         raise UserError(
-            f"--topology={text}: must be one of {', '.join(CHIPS)}, then a grid of TPUs such as v5e:16x16 or "
+            f"topology={text}: must be one of {', '.join(CHIPS)}, then a grid of TPUs such as v5e:16x16 or "
             "hosts x GPUs such as h100:4x8"
         )
     chip, sizes = CHIPS[match[1]], [int(size) for size in match[2].split("x")]
     if chip.is_gpu:
         if len(sizes) == 3 or not all(sizes) or sizes[-1] > MAX_GPUS:
-            raise UserError(f"--topology={text}: {match[1]} needs GPUs or hosts x GPUs, at most {MAX_GPUS} in a host")
+            raise UserError(f"topology={text}: {match[1]} needs GPUs or hosts x GPUs, at most {MAX_GPUS} in a host")
         return Topology(text, chip, math.prod(sizes), hosts=sizes[0] if len(sizes) == 2 else 1)
     dimensions = 3 if match[1] in ("v4", "v5p") else 2
     if dimensions != len(sizes):
-        raise UserError(f"--topology={text}: {match[1]} needs a grid of {dimensions} numbers")
+        raise UserError(f"topology={text}: {match[1]} needs a grid of {dimensions} numbers")
     return Topology(text, chip, math.prod(sizes))

@@ -5,22 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from ucgm_jax.planning import hlo
+
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
-_BYTES |= {"u64": 8, "f64": 8, "c64": 8}
-_SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?.*->.*\{$")
 _OPERATION = re.compile(rf"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ({'|'.join(KINDS)})(-start)?\((.*)$")
-_CALL = re.compile(r"\b(?:calls|to_apply|condition|body|true_computation|false_computation)=%?([\w.\-]+)")
 _NAMED_GROUPS = re.compile(
     r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
 )
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +41,7 @@ class Collective:
     bytes: int
     wire_bytes: float
     crossing: int = 0
+    blocks: bool = False
 
 
 def read(text: str, mesh_shape: dict[str, int], hosts: Sequence[int] = ()) -> list[Collective]:
@@ -55,11 +52,11 @@ def read(text: str, mesh_shape: dict[str, int], hosts: Sequence[int] = ()) -> li
       mesh_shape: name and size of each mesh axis, in the mesh's order.
       hosts: the host of each device in the mesh's order, where it matters which share one.
     """
-    computations, entry = _computations(text)
-    counts = _times_run(computations, entry)
+    program = hlo.Program(text)
+    counts = program.times_run()
     found: dict[tuple, Collective] = {}
-    seen = set()
-    for name, lines in computations.items():
+    seen, waits = set(), program.asynchronous()
+    for name, lines in program.lines.items():
         for line in lines:
             match = _OPERATION.match(line)
             if not match or not counts.get(name):
@@ -74,75 +71,18 @@ def read(text: str, mesh_shape: dict[str, int], hosts: Sequence[int] = ()) -> li
                 seen.add(key)
             groups = _groups(line, math.prod(mesh_shape.values()))
             group, crossing = groups[0], _crossing(groups, hosts) if hosts else 0
-            axes, size = _axes(group, mesh_shape), sum(_bytes(*one) for one in _SHAPE.findall(shape))
+            axes, size = _axes(group, mesh_shape), hlo.size(shape)
             if kind == "reduce-scatter":
                 size *= len(group)
             elif kind == "all-reduce" and "all-reduce-scatter" in name:  # a fusion that keeps a part of the sum
                 kind = "reduce-scatter"
             ring = (len(group) - 1) / len(group)
             share = {"all-reduce": 2 * ring, "collective-permute": 1.0}.get(kind, ring)
-            one = found.get((kind, axes, shape, crossing))
-            count = counts[name] + (one.count if one else 0)
-            alike = Collective(kind, axes, shape, count, int(size), size * share, crossing)
-            found[kind, axes, shape, crossing] = alike
+            blocks = not match[4] and not chain[0] and name not in waits
+            key = (kind, axes, shape, crossing, blocks)
+            count = counts[name] + (found[key].count if key in found else 0)
+            found[key] = Collective(kind, axes, shape, count, int(size), size * share, crossing, blocks)
     return sorted(found.values(), key=lambda one: -one.count * one.wire_bytes)
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    computations, entry, current = {}, "", None
-    for line in text.splitlines():
-        if current is None:
-            match = _HEADER.match(line)
-            if match:
-                current = computations.setdefault(match[2], [])
-                entry = match[2] if match[1] else entry
-        elif line.startswith("}"):
-            current = None
-        else:
-            current.append(line)
-    return computations, entry
-
-
-def _times_run(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
-    """How often each computation runs, loops counted out."""
-    counts: dict[str, int] = {}
-
-    def visit(name: str, times: int) -> None:
-        counts[name] = counts.get(name, 0) + times
-        for line in computations.get(name, ()):
-            trips = _trip_count(line, computations) if " while(" in line else 1
-            for called in _called(line):
-                if called in computations:
-                    visit(called, times * trips)
-
-    visit(entry, 1)
-    return counts
-
-
-def _called(line: str) -> Iterator[str]:
-    if " async-done(" in line or " async-update(" in line:
-        return  # the end of what an async-start has called
-    yield from _CALL.findall(line)
-    for branches in _BRANCHES.findall(line):
-        yield from (branch.strip().lstrip("%") for branch in branches.split(","))
-
-
-def _trip_count(line: str, computations: dict[str, list[str]]) -> int:
-    """Turns of a loop: as the compiler noted them, else the constant that its condition compares with, else 1."""
-    noted = re.search(r'known_trip_count"?:?=?\{"?n"?:"?(\d+)', line)
-    if noted:
-        return int(noted[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", line)
-    lines, pending = [], [condition[1]] if condition else []
-    while pending:
-        some = computations.get(pending.pop(), [])
-        lines += some
-        pending += [called for one in some for called in _called(one)]
-    # Loops that end when their data say so reduce over them, or have no constant to compare with.
-    if any(" reduce(" in one or " all-reduce(" in one for one in lines):
-        return 1
-    constants = [int(value) for one in lines for value in re.findall(r"= s32\[\]\S* constant\((\d+)\)", one)]
-    return max(constants, default=1)
 
 
 def _arrays(kind: str, start: str) -> str:
@@ -162,11 +102,7 @@ def _arrays(kind: str, start: str) -> str:
 
 
 def _joined(shapes: str) -> str:
-    return "+".join(f"{kind}[{dims}]" for kind, dims in _SHAPE.findall(shapes) if kind in _BYTES) or "?"
-
-
-def _bytes(kind: str, dims: str) -> float:
-    return _BYTES.get(kind, 0) * math.prod(int(size) for size in dims.split(",") if size)
+    return "+".join(f"{kind}[{','.join(map(str, dims))}]" for kind, dims in hlo.arrays(shapes)) or "?"
 
 
 def _iota(dims: str, permutation: str | None) -> np.ndarray:

@@ -75,7 +75,7 @@ def devices(text: str, hosts: int, gpus: int, description: str) -> list[jax.Devi
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # what it logs is of memory, which the plan tells anyway
     from jax.experimental import topologies
 
-    needs = f'--topology={text}: needs the CUDA compiler (pip install "jax[cuda13-local]")'
+    needs = f'topology={text}: needs the CUDA compiler (pip install "jax[cuda13-local]")'
     options = {"topology": f"{hosts} x 1 x {gpus}", "target_config": description}
     try:
         return list(topologies.get_topology_desc(platform="cuda", topology_name=text, **options).devices)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ucgm_jax.planning.chips import GIB, Chip
 from ucgm_jax.planning.collectives import Collective
+from ucgm_jax.planning.kernels import OF_BANDWIDTH, OF_FLOPS
 from ucgm_jax.planning.program import Compiled
 
 
@@ -37,6 +38,50 @@ def roofline(compiled: Compiled, chip: Chip, chips: int) -> Estimate:
     parts = (compute, memory, interconnect)
     ideal = compiled.model_flops / chips / chip.flops
     return Estimate(*parts, max(parts), sum(parts), ideal / max(parts), ideal / sum(parts))
+
+
+@dataclasses.dataclass(frozen=True)
+class OfTheProgram:
+    """Seconds of one run by what the compiled program consists of.
+
+    Attributes:
+      basis: where `computing` comes from.
+      computing: seconds of all that is no collective.
+      waiting: seconds of the collectives that block: on TPUs those that nothing overlaps with, on GPUs all.
+      total, mfu: both together, and what that makes of the peak.
+      parts: the longest parts of `computing`, each with its "seconds".
+    """
+
+    basis: str
+    computing: float
+    waiting: float
+    total: float
+    mfu: float
+    parts: tuple[dict[str, Any], ...]
+
+
+def of_the_program(compiled: Compiled, chip: Chip, chips: int) -> OfTheProgram | None:
+    """From each kernel of a program for GPUs, and from the compiler's own cycles for TPUs; None where it notes none."""
+    if compiled.kernels:
+        basis = f"each kernel at {OF_BANDWIDTH:.0%} of the memory's bandwidth or {OF_FLOPS:.0%} of the peak"
+        parts = [dataclasses.asdict(kernel) for kernel in compiled.kernels]
+    else:
+        basis = f"the compiler's estimate of cycles, at {chip.clock / 1e9:.2f} GHz"
+        parts = [dataclasses.asdict(loop) | {"seconds": loop.cycles / (chip.clock or 1.0)} for loop in compiled.loops]
+    if not parts:
+        return None
+    computing = sum(part["seconds"] for part in parts)
+    blocking = [one for one in compiled.collectives if one.blocks or chip.is_gpu]
+    waiting = sum(one.count * one.wire_bytes / bandwidth(one, chip) for one in blocking)
+    total = computing + waiting
+    mfu = compiled.model_flops / chips / chip.flops / total
+    return OfTheProgram(basis, computing, waiting, total, mfu, tuple(parts[:8]))
+
+
+def seconds(compiled: Compiled, chip: Chip, chips: int) -> float:
+    """The best estimate that there is of one run: that of the program, else "all in turn"."""
+    found = of_the_program(compiled, chip, chips)
+    return found.total if found else roofline(compiled, chip, chips).in_turn
 
 
 def bandwidth(one: Collective, chip: Chip) -> float:
@@ -87,6 +132,7 @@ def report(name: str, topology: str, chips: int, chip: Chip, compiled: Compiled)
         "mesh": compiled.mesh,
         "batch_size": compiled.batch_size,
         "remat": compiled.remat,
+        "unroll": compiled.unroll,
         "fits": compiled.fits,
         "refusal": compiled.refusal,
         "memory_bytes_per_chip": compiled.memory,
@@ -101,6 +147,7 @@ def report(name: str, topology: str, chips: int, chip: Chip, compiled: Compiled)
             "collectives": collective_table(compiled, chip),
             "largest_collectives": [dataclasses.asdict(one) for one in compiled.collectives[:12]],
             "estimate_seconds": dataclasses.asdict(roofline(compiled, chip, chips)),
+            "program_seconds": (found := of_the_program(compiled, chip, chips)) and dataclasses.asdict(found),
             "assumptions": assumptions(compiled, chip),
         }
     return result
@@ -111,7 +158,7 @@ def text(result: dict[str, Any]) -> str:
     mesh = " x ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
     lines = [
         f"{result['program']} on {result['topology']}: {result['chips']} chips {result['chip']['kind']}, mesh {mesh}, "
-        f"batch {result['batch_size']}, remat {result['remat']}",
+        f"batch {result['batch_size']}, remat {result['remat']}, unroll {result['unroll']}",
         f"compiled in {result['compile_seconds']} s ({result['compile_cpu_seconds']} s of processor time)",
         "",
         "bytes per chip        GiB",
@@ -131,6 +178,7 @@ def text(result: dict[str, Any]) -> str:
     ]
     seconds = result["estimate_seconds"]
     lines += [
+        *_program_lines(result["program_seconds"]),
         "",
         f"estimate: compute {1e3 * seconds['compute']:.1f} ms, memory {1e3 * seconds['memory']:.1f} ms, "
         f"interconnect {1e3 * seconds['interconnect']:.1f} ms",
@@ -140,6 +188,25 @@ def text(result: dict[str, Any]) -> str:
         *(f"  {assumption}" for assumption in result["assumptions"]),
     ]
     return "\n".join(lines)
+
+
+def _program_lines(found: dict[str, Any] | None) -> list[str]:
+    if not found:
+        return []
+    lines = [
+        "",
+        f"the program: {1e3 * found['total']:.1f} ms (MFU {found['mfu']:.0%}), computing "
+        f"{1e3 * found['computing']:.1f} ms, waiting for collectives {1e3 * found['waiting']:.1f} ms; by",
+        f"  {found['basis']}",
+    ]
+    for part in found["parts"]:
+        times = 1e3 * part["seconds"]
+        if "kind" in part:
+            size = f"{part['count']:7}{part['bytes'] / 1e9:9.1f} GB{part['flops'] / 1e12:9.2f} TFLOP"
+            lines.append(f"  {part['kind']:40}{size}{times:10.2f} ms")
+        else:
+            lines.append(f"  {part['name'][:40]:40}{part['turns']:7} x{times:30.2f} ms")
+    return lines
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:

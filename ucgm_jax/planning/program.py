@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 import time
@@ -13,16 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ucgm_jax.config import MeshSettings, Settings
 from ucgm_jax.data import sources
-from ucgm_jax.errors import UserError, user_errors
-from ucgm_jax.evaluation.generate import Generator
-from ucgm_jax.method import transports
-from ucgm_jax.networks import attention, flops, names
-from ucgm_jax.networks.names import Network
-from ucgm_jax.planning import collectives
+from ucgm_jax.errors import UserError
+from ucgm_jax.model import Model
+from ucgm_jax.networks import flops
+from ucgm_jax.networks.network import Network
+from ucgm_jax.parallel import meshes, sharding
+from ucgm_jax.planning import collectives, cycles, kernels, stand_in
 from ucgm_jax.planning.chips import GIB, Chip
-from ucgm_jax.training import optimizers, sharding
+from ucgm_jax.planning.cycles import Loop
+from ucgm_jax.planning.kernels import Kernel
+from ucgm_jax.sampling.generator import Generator
+from ucgm_jax.settings import Settings
+from ucgm_jax.training import optimizers
 from ucgm_jax.training import state as state_module
 from ucgm_jax.training.step import compile_step, train_step
 
@@ -37,6 +39,7 @@ class Compiled:
       mesh: size of each axis.
       batch_size: over all chips.
       remat: what the backward pass keeps.
+      unroll: blocks of a transformer that are compiled per turn of a loop over them; 0 for a network without the loop.
       memory: bytes per chip by kind.
       fits: whether it runs in the chip's memory.
       refusal: what the compiler said, where it does not fit.
@@ -46,12 +49,14 @@ class Compiled:
       collectives: of one run.
       seconds: of compiling, on the clock; cpu_seconds: of this process.
       notes: in what the program differs from the one that would run on the chip.
+      kernels: of a program for GPUs; loops: of one for TPUs; of one run.
       passes: how often it goes through its memory: once a step, once for each network evaluation of a sampler.
     """
 
     mesh: dict[str, int]
     batch_size: int
     remat: str
+    unroll: int
     memory: dict[str, int]
     fits: bool
     refusal: str
@@ -63,24 +68,27 @@ class Compiled:
     cpu_seconds: float
     notes: tuple[str, ...] = ()
     passes: int = 1
+    kernels: tuple[Kernel, ...] = ()
+    loops: tuple[Loop, ...] = ()
 
 
 GPU_MEMORY = "all of a GPU's memory is JAX's, which takes 75 % unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise"
 CUDNN_CONVOLUTION = "cuDNN's convolutions without the memory they work in, which is chosen on the GPU"
-XLA_ATTENTION = (
-    "attention by XLA, its matrices of scores among the temporaries; a GPU would run cuDNN's kernel, which has none"
+STAND_IN = (
+    "cuDNN's attention, which needs a GPU to be compiled, by a stand-in that reads, writes and keeps the same but does "
+    "no matrix products"
 )
 
 
-def build_network(settings: Settings) -> Network:
-    """The config's network. The data set is only opened where the config does not say what its examples are."""
-    data = settings.data
-    shape, classes = (data.size, data.size, data.channels), data.num_classes
-    if not (data.size and data.channels and data.num_classes):
-        source = sources.build(data)
-        shape, classes = source.shape, source.num_classes
-    with user_errors():
-        return names.build(settings.network, shape, classes)
+def on_chip(network: Network, settings: Settings, chip: Chip) -> Network:
+    """The network, computing as on the chip."""
+    replaced = {"attention": stand_in.attention} if _runs_cudnn(settings, chip) else {}
+    return network.using(platform="gpu" if chip.is_gpu else "tpu", **replaced)
+
+
+def _runs_cudnn(settings: Settings, chip: Chip) -> bool:
+    half = settings.network.compute_dtype != "float32"
+    return chip.is_gpu and half and settings.network.attention in ("auto", "cudnn")
 
 
 def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) -> Compiled:
@@ -90,13 +98,14 @@ def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) 
       UserError: the mesh or the batch does not go with the number of chips, or attention not with the compiler.
     """
     check_attention(settings, chip)
-    mesh = described_mesh(settings.mesh, devices)
-    sharding.check_batch(settings.train.batch_size, mesh, microbatches=settings.train.gradient_accumulation)
-    network, optimizer = build_network(settings), optimizers.build(settings.optimizer)
-    sharding.check_network(network, mesh)
-    state = state_module.abstract(network, optimizer, settings.objective)
+    mesh, train = meshes.make_mesh(settings.mesh, devices), settings.train
+    meshes.check_batch(train.batch_size, meshes.batch_parts(mesh), microbatches=train.gradient_accumulation)
+    network = on_chip(Model(settings, sources.spec_of(settings), mesh).architecture, settings, chip)
+    optimizer = optimizers.build(settings.optimizer)
+    sharding.check_network(network.name, network.stacks, mesh)
+    state = state_module.abstract(network, optimizer, settings.trained_objective)
     placed = state_module.shardings(state, optimizer, mesh)
-    split = sharding.batch_sharding(mesh)
+    split = meshes.batch_sharding(mesh)
     batch = _batch(network, settings.train.batch_size)
     step = compile_step(settings, network, optimizer, mesh, placed)
     memory = {
@@ -105,53 +114,39 @@ def compile_training(settings: Settings, chip: Chip, devices: list[jax.Device]) 
         if getattr(state, name) is not None
     }
     memory["batch"] = sharding.bytes_per_device(batch, jax.tree.map(lambda _: split, batch))
-    operations = {
-        policy: _operations(settings, policy, optimizer, state, batch) for policy in {settings.network.remat, "none"}
-    }
-    computed, model = operations[settings.network.remat], operations["none"]
+    counted = flops.countable(network, kernel=_runs_cudnn(settings, chip))
+    computed, model = (
+        _operations(settings, one, optimizer, mesh, state, batch) for one in (counted, counted.using(remat="none"))
+    )
     start = time.monotonic(), time.process_time()
-    with traced_for(chip):
-        lowered = step.lower(_at(state, placed), _at(batch, jax.tree.map(lambda _: split, batch)))
-    return _compile(settings, chip, mesh, settings.train.batch_size, lowered, memory, model, computed, start)
+    lowered = step.lower(_at(state, placed), _at(batch, jax.tree.map(lambda _: split, batch)))
+    return _compile(settings, network, chip, mesh, settings.train.batch_size, lowered, memory, model, computed, start)
 
 
 def compile_sampler(settings: Settings, chip: Chip, devices: list[jax.Device], batch_size: int) -> Compiled:
-    """Compiles the sampler, weights whole on every chip, as `python -m ucgm_jax.sample` runs it."""
+    """Compiles the sampler, weights whole on every chip, as `ucgm sample` runs it."""
     check_attention(settings, chip)
-    mesh = described_mesh(settings.mesh, devices)
-    network = build_network(settings)
-    generator = Generator(
-        network, transports.get(settings.transport), settings.sampler, settings.guidance, mesh, batch_size
-    )
-    whole = jax.tree.map(lambda _: sharding.replicated(mesh), network.abstract_parameters)
+    mesh = meshes.make_mesh(settings.mesh, devices)
+    model = Model(settings, sources.spec_of(settings), mesh)
+    network = on_chip(model.architecture, settings, chip)
+    generator = Generator(network, model.transport, settings.sampler, settings.guidance, mesh, batch_size)
+    whole = jax.tree.map(lambda _: meshes.replicated(mesh), network.abstract_parameters)
     memory = {"parameters": sharding.bytes_per_device(network.abstract_parameters, whole)}
     model = float(flops.forward_flops(network)) * generator.nfe * batch_size
     start = time.monotonic(), time.process_time()
-    with traced_for(chip):
-        lowered = generator.trace(_at(network.abstract_parameters, whole)).lower()
-    compiled = _compile(settings, chip, mesh, batch_size, lowered, memory, model, model, start)
+    lowered = generator.trace(_at(network.abstract_parameters, whole)).lower()
+    compiled = _compile(settings, network, chip, mesh, batch_size, lowered, memory, model, model, start)
     return dataclasses.replace(compiled, passes=generator.nfe)
 
 
 def check_attention(settings: Settings, chip: Chip) -> None:
-    """Raises a UserError unless the compiler has the config's attention without the chip."""
-    backend, allowed = settings.network.attention, ("auto", "xla") if chip.is_gpu else ("auto", "xla", "pallas")
+    """Raises a UserError where the config's attention is not for the chip."""
+    backend, allowed = settings.network.attention, ("auto", "xla", "cudnn" if chip.is_gpu else "pallas")
     if backend not in allowed:
-        reason = "cuDNN's cannot be compiled without a GPU" if backend == "cudnn" else "Pallas' is for TPUs"
-        raise UserError(f"network.attention={backend}: {reason}; a plan for {chip.kind} takes {', '.join(allowed)}")
+        raise UserError(f"network.attention={backend}: is not for {chip.kind}, which takes {', '.join(allowed)}")
 
 
-def traced_for(chip: Chip) -> contextlib.AbstractContextManager:
-    """Attention is chosen as on the chip. On GPUs that would be cuDNN's, see `check_attention`."""
-    return attention.traced_for("cpu" if chip.is_gpu else "tpu")
-
-
-def described_mesh(settings: MeshSettings, devices: list[jax.Device]) -> Mesh:
-    """The config's mesh over devices that need not be there, in the order that suits their grid."""
-    return sharding.make_mesh(settings, devices)
-
-
-def _compile(settings, chip, mesh, batch_size, lowered, memory, model, computed, start) -> Compiled:
+def _compile(settings, network, chip, mesh, batch_size, lowered, memory, model, computed, start) -> Compiled:
     found, refusal, fits, free, text = [], "", True, 0.0, ""
     try:
         compiled = lowered.compile()
@@ -180,14 +175,28 @@ def _compile(settings, chip, mesh, batch_size, lowered, memory, model, computed,
         hosts = [device.process_index for device in mesh.devices.flat] if chip.network else ()
         text = compiled.as_text()
         found = collectives.read(text, dict(mesh.shape), hosts)
-    how = (dict(mesh.shape), batch_size, settings.network.remat)
-    notes = _gpu_notes(settings, text) if chip.is_gpu else ()
-    return Compiled(*how, memory, fits, refusal, free, model, computed, found, *seconds, notes)
+    return Compiled(
+        mesh=dict(mesh.shape),
+        batch_size=batch_size,
+        remat=network.options.rematerialisation,
+        unroll=network.options.blocks_at_once(network.options.depth) if network.stacks else 0,
+        memory=memory,
+        fits=fits,
+        refusal=refusal,
+        free=free,
+        model_flops=model,
+        hardware_flops=computed,
+        collectives=found,
+        seconds=seconds[0],
+        cpu_seconds=seconds[1],
+        notes=_gpu_notes(settings, chip, text) if chip.is_gpu else (),
+        kernels=tuple(kernels.read(text, chip)) if chip.is_gpu else (),
+        loops=() if chip.is_gpu else tuple(cycles.read(text)),
+    )
 
 
-def _gpu_notes(settings: Settings, text: str) -> tuple[str, ...]:
-    replaced = settings.network.attention == "auto" and settings.network.compute_dtype != "float32"
-    notes = {XLA_ATTENTION: replaced, CUDNN_CONVOLUTION: "__cudnn$conv" in text, GPU_MEMORY: True}
+def _gpu_notes(settings: Settings, chip: Chip, text: str) -> tuple[str, ...]:
+    notes = {STAND_IN: _runs_cudnn(settings, chip), CUDNN_CONVOLUTION: "__cudnn$conv" in text, GPU_MEMORY: True}
     return tuple(note for note, holds in notes.items() if holds)
 
 
@@ -197,11 +206,9 @@ def _refusal(message: str) -> str:
     return " ".join(one for one in sentences if re.search(r"\d[\d.]*[GMK]", one))[:400] or message[:400]
 
 
-def _operations(settings: Settings, remat: str, optimizer: Any, state: Tree, batch: Tree) -> float:
-    """Operations of the step over all devices, with what this policy computes again."""
-    settings = dataclasses.replace(settings, network=dataclasses.replace(settings.network, remat=remat))
-    network = build_network(settings)
-    step = lambda state, batch: train_step(settings, network, optimizer, state, batch)
+def _operations(settings: Settings, network: Network, optimizer: Any, mesh: Mesh, state: Tree, batch: Tree) -> float:
+    """Operations of the step over all devices, with what is computed again."""
+    step = lambda state, batch: train_step(settings, network, optimizer, state, batch, mesh)
     return float(flops.operations(step, state, batch))
 
 

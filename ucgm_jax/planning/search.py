@@ -1,4 +1,4 @@
-"""The mesh, rematerialisation policy and batch size that go fastest by the estimate, of those that fit."""
+"""The mesh, rematerialisation policy, batch size and unrolling that go fastest by the estimate, of those that fit."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from collections.abc import Callable
 
 import jax
 
-from ucgm_jax.config import MeshSettings, Settings
+from ucgm_jax.data import sources
 from ucgm_jax.errors import UserError
+from ucgm_jax.model import Model
+from ucgm_jax.parallel import meshes, sharding
+from ucgm_jax.parallel.meshes import MeshSettings
 from ucgm_jax.planning.chips import Topology
-from ucgm_jax.planning.estimate import roofline
-from ucgm_jax.planning.program import Compiled, build_network, compile_training
-from ucgm_jax.training import optimizers, sharding
+from ucgm_jax.planning.estimate import seconds
+from ucgm_jax.planning.program import Compiled, compile_training
+from ucgm_jax.settings import Settings
+from ucgm_jax.training import optimizers
 from ucgm_jax.training import state as state_module
 
 # What is computed again costs a third of a step at most: the cheapest policy that fits is tried first.
-POLICIES = ("none", "dots", "full")
+POLICIES = ("none", "products", "full")
+UNROLLS = (1, 4)  # blocks at once that the best of all is tried with as well
 
 
 def candidates(settings: Settings, topology: Topology, devices: list[jax.Device]) -> list[Settings]:
@@ -25,18 +30,21 @@ def candidates(settings: Settings, topology: Topology, devices: list[jax.Device]
     Meshes are data x fsdp, with fsdp a power of two over which the network's width divides; batch sizes are the
     config's and twice it. A larger fsdp axis is tried only where a smaller one does not leave room.
     """
-    network, optimizer = build_network(settings), optimizers.build(settings.optimizer)
-    state = state_module.abstract(network, optimizer, settings.objective)
-    meshes, size = [], 1
+    model = Model(settings, sources.spec_of(settings), meshes.make_mesh(MeshSettings(), devices))
+    network, optimizer = model.architecture, optimizers.build(settings.optimizer)
+    state = state_module.abstract(network, optimizer, settings.trained_objective)
+    possible, size = [], 1
     while size <= topology.count:
         mesh = MeshSettings(data=-1, fsdp=size, tensor=settings.mesh.tensor)
         if topology.count % (size * settings.mesh.tensor) == 0:
-            shape = sharding.make_mesh(mesh, devices)
+            shape = meshes.make_mesh(mesh, devices)
             held = sharding.bytes_per_device(state, state_module.shardings(state, optimizer, shape))
-            meshes.append((held, mesh))
+            possible.append((held, mesh))
         size *= 2
     width = getattr(network.options, "hidden_size", 0)
-    useful = [one for held, one in meshes if held < 0.8 * topology.chip.memory and (not width or width % one.fsdp == 0)]
+    useful = [
+        one for held, one in possible if held < 0.8 * topology.chip.memory and (not width or width % one.fsdp == 0)
+    ]
     batches = [settings.train.batch_size, 2 * settings.train.batch_size]
     order = [(mesh, remat, batch) for mesh in useful for batch in batches for remat in POLICIES]
     # The three policies of one mesh and batch differ most: sweep the meshes of the config's batch first.
@@ -60,18 +68,28 @@ def search(
     tries: int,
     progress: Callable[[Compiled], None],
 ) -> list[Compiled]:
-    """Compiles up to `tries` candidates.
+    """Compiles up to `tries` candidates, and the best of them with other numbers of blocks at once.
 
     Raises:
       UserError: there is no candidate.
     """
     some = candidates(settings, topology, devices)[:tries]
     if not some:
-        raise UserError(f"--topology={topology.text}: too small for the state, or the batch does not divide over it")
+        raise UserError(f"topology={topology.text}: too small for the state, or the batch does not divide over it")
     tried = []
-    for one in some:
+
+    def attempt(one: Settings) -> None:
         tried.append(compile_training(one, topology.chip, devices))
         progress(tried[-1])
+
+    for one in some:
+        attempt(one)
+    chosen = best(tried, topology)
+    if chosen.unroll:
+        one = some[tried.index(chosen)]
+        for unroll in UNROLLS:
+            if unroll != chosen.unroll:
+                attempt(dataclasses.replace(one, network=dataclasses.replace(one.network, unroll=unroll)))
     return tried
 
 
@@ -80,4 +98,4 @@ def best(tried: list[Compiled], topology: Topology) -> Compiled:
     fitting = [one for one in tried if one.fits]
     if not fitting:
         return max(tried, key=lambda one: one.free)
-    return min(fitting, key=lambda one: roofline(one, topology.chip, topology.count).in_turn / one.batch_size)
+    return min(fitting, key=lambda one: seconds(one, topology.chip, topology.count) / one.batch_size)

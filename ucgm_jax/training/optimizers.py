@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from ucgm_jax.config import OptimizerSettings
 from ucgm_jax.errors import UserError
+from ucgm_jax.settings import OptimizerSettings
 
 Tree = Any
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from ucgm_jax.method.any_step import AnyStepSettings
 from ucgm_jax.method.objective import ObjectiveSettings
 
 # Dense bfloat16 FLOP/s of one device as JAX counts devices, by the start of its `device_kind`, longest match first; the
@@ -40,12 +41,14 @@ def peak_flops(device_kind: str) -> float | None:
     return PEAK_FLOPS[max(matches, key=len)] if matches else None
 
 
-def forward_units(settings: ObjectiveSettings) -> int:
+def forward_units(settings: ObjectiveSettings | AnyStepSettings) -> int:
     """Cost of one training step's loss and gradient in forward passes of the network.
 
     3 for the pass with a gradient, 1 for the target network, 1 (lambda < 1) or 2 (lambda = 1) for the finite
     difference; what rematerialisation computes again does not count.
     """
+    if isinstance(settings, AnyStepSettings):
+        return settings.forward_units
     difference = {0.0: 0, 1.0: 2}.get(settings.consistency_ratio, 1)
     return 3 + settings.uses_target_network + difference
 

@@ -10,11 +10,17 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from ucgm_jax.method.any_step import AnyStepSettings
 from ucgm_jax.method.objective import ObjectiveSettings
 from ucgm_jax.networks.names import Network
-from ucgm_jax.training import sharding
+from ucgm_jax.parallel import meshes, sharding
 
 Tree = Any
+Objective = ObjectiveSettings | AnyStepSettings
+
+
+WEIGHTS = ("parameters", "ema", "target", "optimizer")
+PROGRESS = ("step", "target_decay", "bad_steps")
 
 
 @flax.struct.dataclass
@@ -39,14 +45,24 @@ class TrainState:
     target_decay: jax.Array
     bad_steps: jax.Array
 
+    def items(self) -> dict[str, Tree]:
+        """The state as the items of a checkpoint; an absent target network is left out. `from_items` is the inverse."""
+        weights = {name: getattr(self, name) for name in WEIGHTS if getattr(self, name) is not None}
+        return weights | {"progress": {name: getattr(self, name) for name in PROGRESS}}
 
-def has_target(settings: ObjectiveSettings) -> bool:
+    @classmethod
+    def from_items(cls, items: dict[str, Tree]) -> TrainState:
+        """The state of a checkpoint's items."""
+        return cls(**{name: items.get(name) for name in WEIGHTS}, **items["progress"])
+
+
+def has_target(settings: Objective) -> bool:
     """Whether the state holds weights for the target network."""
     return settings.uses_target_network and settings.target_decay > 0
 
 
 def create(
-    parameters: Tree, teacher: Tree | None, optimizer: optax.GradientTransformation, objective: ObjectiveSettings
+    parameters: Tree, teacher: Tree | None, optimizer: optax.GradientTransformation, objective: Objective
 ) -> TrainState:
     """The state before the first step. Pure: may be jitted and traced abstractly.
 
@@ -68,7 +84,7 @@ def create(
     )
 
 
-def abstract(network: Network, optimizer: optax.GradientTransformation, objective: ObjectiveSettings) -> TrainState:
+def abstract(network: Network, optimizer: optax.GradientTransformation, objective: Objective) -> TrainState:
     """Shapes and dtypes of the state, without memory."""
     return jax.eval_shape(lambda p: create(p, None, optimizer, objective), network.abstract_parameters)
 
@@ -76,7 +92,7 @@ def abstract(network: Network, optimizer: optax.GradientTransformation, objectiv
 def shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Where each part of an (abstract) state lives: all that is shaped like the parameters is split like them."""
     parameters = sharding.parameter_shardings(state.parameters, mesh)
-    whole = sharding.replicated(mesh)
+    whole = meshes.replicated(mesh)
     return TrainState(
         step=whole,
         parameters=parameters,

@@ -1,4 +1,4 @@
-"""One training step: UCGM-T's loss, its gradient, the optimiser and the moving averages, as one pure function."""
+"""One training step: an objective's loss, its gradient, the optimiser and the moving averages, as a pure function."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ucgm_jax.config import Settings
-from ucgm_jax.method import objective, times, transports
+from ucgm_jax.method import any_step, objective, times, transports
 from ucgm_jax.method.transports import Transport
 from ucgm_jax.networks.names import Network
-from ucgm_jax.training import ema, placement, sharding
+from ucgm_jax.parallel import meshes, placement, presets
+from ucgm_jax.settings import Settings
+from ucgm_jax.training import ema
 from ucgm_jax.training.optimizers import learning_rate_schedule
 from ucgm_jax.training.state import TrainState
 
-Metrics = dict[str, jax.Array]
+Rows = dict[str, jax.Array]  # arrays whose first axis is that of a batch, or of a part of it
+Metrics = dict[str, jax.Array]  # scalars
 
 
 def zero_non_finite(gradients: Any) -> tuple[Any, jax.Array]:
@@ -36,32 +38,45 @@ def training_frame(transport: Transport) -> tuple[Transport, Callable[[Callable]
     return transports.mirrored(transport), transports.mirrored_network
 
 
-def draw(settings: Settings, batch: Metrics, key: jax.Array) -> Metrics:
-    """A batch {"x": (B, H, W, C), "label": (B,)} with "z", "t", "dropped" and "dropout_keys" of each row."""
+def draw(settings: Settings, batch: Rows, key: jax.Array) -> Rows:
+    """A batch {"x": (B, H, W, C), "label": (B,)} with "z", "t", "dropped" and "dropout_keys" of each row.
+
+    For any-step training with the target times "r" and, where the pieces are random, their "inner_ends" as well.
+    """
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
-    size = batch["x"].shape[0]
-    return batch | {
+    size, trained = batch["x"].shape[0], settings.trained_objective
+    rows = batch | {
         "z": jax.random.normal(noise_key, batch["x"].shape, batch["x"].dtype),
-        "t": times.training_times(time_key, size, settings.objective.time_distribution),
-        "dropped": objective.dropped_rows(size, settings.objective.label_drop),
+        "dropped": objective.dropped_rows(size, trained.label_drop),
         "dropout_keys": jax.random.split(dropout_key, size),
     }
+    if trained is settings.objective:
+        return rows | {"t": times.training_times(time_key, size, trained.time_distribution)}
+    pair_key, ends_key = jax.random.split(time_key)
+    t, r = times.time_pairs(pair_key, size, trained.pairs)
+    random = {"inner_ends": times.piece_ends(ends_key, size, trained.order)} if trained.has_random_pieces else {}
+    return rows | {"t": t, "r": r} | random
 
 
-def rows_loss(settings: Settings, network: Network, parameters: Any, target: Any | None, rows: Metrics) -> jax.Array:
-    """Mean UCGM-T loss of some rows of what `draw` gives; the other arguments as in `batch_loss`."""
+def rows_loss(settings: Settings, network: Network, parameters: Any, target: Any | None, rows: Rows) -> jax.Array:
+    """Mean loss of some rows of what `draw` gives; the other arguments as in `batch_loss`."""
     transport, frame = training_frame(transports.get(settings.transport))
-    bind = lambda weights: frame(network.bind(weights, rows["dropout_keys"]))
+    jumps = settings.objective.kind == "any_step"
+    bind_to = network.bind_two_times if jumps else network.bind
+    bind = lambda weights: frame(bind_to(weights, rows["dropout_keys"]))
     frozen = jax.lax.stop_gradient(parameters)
-    losses, _ = objective.loss(
-        settings.objective,
-        transport,
-        objective.Batch(rows["x"], rows["z"], rows["t"], rows["label"], rows["dropped"]),
-        network=bind(parameters),
-        frozen_network=bind(frozen),
-        target_network=bind(frozen if target is None else target),
-        null_label=network.null_label,
-    )
+    batch = objective.Batch(rows["x"], rows["z"], rows["t"], rows["label"], rows["dropped"])
+    networks = {
+        "network": bind(parameters),
+        "frozen_network": bind(frozen),
+        "target_network": bind(frozen if target is None else target),
+        "null_label": network.null_label,
+    }
+    if jumps:
+        ends = rows.get("inner_ends")
+        losses, _ = any_step.loss(settings.any_step, transport, batch, rows["r"], **networks, inner_ends=ends)
+    else:
+        losses, _ = objective.loss(settings.objective, transport, batch, **networks)
     return losses.mean()
 
 
@@ -70,10 +85,10 @@ def batch_loss(
     network: Network,
     parameters: Any,
     target: Any | None,
-    batch: Metrics,
+    batch: Rows,
     key: jax.Array,
 ) -> jax.Array:
-    """Mean UCGM-T loss of one batch.
+    """Mean loss of one batch under the objective of the settings.
 
     Args:
       settings: of the run.
@@ -87,7 +102,7 @@ def batch_loss(
 
 
 def loss_and_gradients(
-    settings: Settings, network: Network, parameters: Any, target: Any | None, rows: Metrics
+    settings: Settings, network: Network, parameters: Any, target: Any | None, rows: Rows
 ) -> tuple[jax.Array, Any]:
     """`rows_loss` and its gradient, in `train.gradient_accumulation` microbatches one after the other.
 
@@ -98,7 +113,7 @@ def loss_and_gradients(
     if count == 1:
         return value_and_grad(parameters, rows)
 
-    def add(total: Any, some: Metrics) -> tuple[Any, None]:
+    def add(total: Any, some: Rows) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, value_and_grad(parameters, some)), None
 
     microbatches = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), rows)
@@ -112,10 +127,12 @@ def train_step(
     network: Network,
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    batch: Metrics,
+    batch: Rows,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One step of UCGM-T (arXiv 2505.07447, Algorithm 1). Pure; randomness is folded from (seed, step).
+    """One step of UCGM-T (arXiv 2505.07447, Algorithm 1) or of any-step training.
+
+    Pure; randomness is folded from (seed, step).
 
     Returns:
       The next state, and scalars: "loss", "gradient_norm" (before clipping), "learning_rate",
@@ -123,9 +140,10 @@ def train_step(
     """
     key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
     target, target_decay = state.target, state.target_decay
-    if target is not None and settings.objective.target_decay < 1:
+    limit = settings.trained_objective.target_decay
+    if target is not None and limit < 1:
         target = ema.moving_average(target, state.parameters, target_decay)
-        target_decay = ema.next_target_decay(target_decay, settings.objective.target_decay)
+        target_decay = ema.next_target_decay(target_decay, limit)
 
     compute = placement.on_each_part(functools.partial(loss_and_gradients, settings), network, mesh)
     loss, gradients = compute(state.parameters, target, draw(settings, batch, key))
@@ -171,11 +189,12 @@ def compile_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     state_shardings: TrainState,
-) -> Callable[[TrainState, Metrics], tuple[TrainState, Metrics]]:
-    """The jitted training step: sharded over the mesh, its state donated."""
+) -> Callable[[TrainState, Rows], tuple[TrainState, Metrics]]:
+    """The jitted training step: sharded over the mesh, its state donated, with the compiler options of its preset."""
     return jax.jit(
         lambda state, batch: train_step(settings, network, optimizer, state, batch, mesh),
-        in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
-        out_shardings=(state_shardings, sharding.replicated(mesh)),
+        in_shardings=(state_shardings, meshes.batch_sharding(mesh)),
+        out_shardings=(state_shardings, meshes.replicated(mesh)),
         donate_argnums=0,
+        compiler_options=presets.compiler_options(settings.train.compiler, mesh.devices.flat[0].platform),
     )

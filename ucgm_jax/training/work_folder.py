@@ -2,77 +2,109 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
-import ml_collections
+from ucgm_jax import config
+from ucgm_jax.errors import UserError, reason
+from ucgm_jax.files import atomic, json_files
+from ucgm_jax.files.claims import Claim
+from ucgm_jax.parallel import processes
+from ucgm_jax.settings import Settings
 
-from ucgm_jax import processes
-from ucgm_jax.config import flatten
-from ucgm_jax.errors import UserError, read_json, reason
-from ucgm_jax.training import checkpoints
-
+CLAIM = "claim.json"  # of the run that works there now
 # Keys that may differ from those that a work folder was begun with: they change how long and how a run goes on, not
 # what it computes.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every", "train.evaluate_every",
               "train.evaluate_samples", "train.keep_checkpoints", "train.max_bad_steps", "train.profile_",
               "train.gradient_accumulation", "network.remat", "network.unroll", "network.attention", "mesh.",
+              "train.compiler",
               "data.read_threads", "data.prefetch", "data.statistics", "data.verify_checksums", "data.path",
               "autoencoder.", "sampler.", "guidance.", "evaluation.", "expected.")  # fmt: skip
 # Keys that are paths: the same folder may be spelled otherwise.
 PATHS = ("train.init_from", "train.teacher_from")
 
 
-def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+# Keys at 0 take what the data have, which version 0.1 wrote down in their place.
+OF_THE_DATA = ("data.size", "data.channels", "data.num_classes")
+
+
+def check(workdir: pathlib.Path, settings: Settings) -> None:
     """Refuses a work folder that was begun with another config. Process 0 looks; all learn what it found.
 
     Raises:
       UserError: naming the first key that differs.
     """
-    ours = checkpoints.config_to_json(config)
-    processes.first_does(lambda: _check(workdir, ours))
+    ours = config.to_json(settings)
+    processes.do_on_first(lambda: _check(workdir, ours))
 
 
-def begin(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+@contextlib.contextmanager
+def claimed(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds the work folder for this run, whose processes are one claim: process 0's.
+
+    Raises:
+      UserError: another run works there.
+    """
+    claims: list[Claim] = []
+
+    def take() -> None:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"workdir={workdir}: {reason(error)}") from error
+        claims.append(Claim(workdir / CLAIM, f"workdir={workdir}"))
+
+    processes.do_on_first(take)
+    try:
+        yield
+    finally:
+        for claim in claims:
+            claim.release()
+
+
+def begin(workdir: pathlib.Path, settings: Settings) -> None:
     """Writes the config into the work folder: process 0 alone, so that no other meets a folder that is half made.
 
     Raises:
       UserError: it cannot be written.
     """
-    text = json.dumps(checkpoints.config_to_json(config), indent=2) + "\n"
-    processes.first_does(lambda: _write(workdir, text))
+    stored = config.to_json(settings)
+    processes.do_on_first(lambda: _write(workdir, stored))
 
 
-_PARTIAL = "config.json.partial"
-
-
-def _write(workdir: pathlib.Path, text: str) -> None:
+def _write(workdir: pathlib.Path, stored: dict[str, Any]) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # Whole or not there: a run that is killed here has to start again.
-        partial = workdir / _PARTIAL
-        partial.write_text(text)
-        os.replace(partial, workdir / "config.json")
+        json_files.write(workdir / "config.json", stored)
     except OSError as error:
-        raise UserError(f"--workdir={workdir}: {reason(error)}") from error
+        raise UserError(f"workdir={workdir}: {reason(error)}") from error
 
 
 def _check(workdir: pathlib.Path, ours: dict[str, Any]) -> None:
     path = workdir / "config.json"
     if path.exists():
-        theirs = dict(flatten(read_json(path, "the config that the work folder was begun with")))
-        for key, value in flatten(json.loads(json.dumps(ours))):
-            if _compared(key, theirs.get(key)) != _compared(key, value) and not key.startswith(MAY_CHANGE):
+        theirs = dict(json_files.flatten(json_files.read(path, "the config that the work folder was begun with")))
+        before = (
+            dict(json_files.flatten(config.to_json(Settings()))) | theirs
+        )  # a key that was not there yet: its default
+        for key, value in json_files.flatten(ours):
+            if not key.startswith(MAY_CHANGE) and not _same(key, before.get(key), value):
                 raise UserError(
-                    f"{key}={value!r}: {workdir} was begun with {theirs.get(key)!r}; use that or another --workdir"
+                    f"{key}={value!r}: {workdir} was begun with {before.get(key)!r}; use that or another work folder"
                 )
     elif workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir}: is a file; name a folder")
-    elif workdir.exists() and any(inside.name != _PARTIAL for inside in workdir.iterdir()):
-        raise UserError(f"--workdir={workdir}: is not empty and holds no run; name a new folder")
+        raise UserError(f"workdir={workdir}: is a file; name a folder")
+    elif workdir.exists() and any(
+        inside.suffix != atomic.PARTIAL and not inside.name.startswith(CLAIM) for inside in workdir.iterdir()
+    ):
+        raise UserError(f"workdir={workdir}: is not empty and holds no run; name a new folder")
 
 
-def _compared(key: str, value: Any) -> Any:
-    return os.path.abspath(str(value)) if key in PATHS and value else value
+def _same(key: str, theirs: Any, ours: Any) -> bool:
+    if key in PATHS and theirs and ours:
+        return os.path.abspath(str(theirs)) == os.path.abspath(str(ours))
+    return theirs == ours or (key in OF_THE_DATA and 0 in (theirs, ours))

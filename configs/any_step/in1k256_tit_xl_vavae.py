@@ -1,0 +1,7 @@
+"""TiT-XL/1 of UCGM on VA-VAE latents of ImageNet 256 x 256, tuned to every number of steps."""
+
+from configs import published
+
+
+def get_config():
+    return published.any_step_tuning("vavae_f16d32", "TiT-XL/1", "Linear")

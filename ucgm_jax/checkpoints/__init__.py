@@ -1,0 +1,1 @@
+"""Checkpoints: steps of training and converted weights, written, found and read."""

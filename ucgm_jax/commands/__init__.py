@@ -1,0 +1,1 @@
+"""The commands: flags, and which rooms they call."""

@@ -1,0 +1,1 @@
+"""Sampling: generating on any mesh, labels, decoding to images, pictures."""
