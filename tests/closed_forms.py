@@ -161,25 +161,21 @@ def increasing_map(source: Callable[[Array], Array], goal: Callable[[Array], Arr
     return (low + high) / 2
 
 
-def gaussian_optimum(ratio: float, transport: Transport, deviation: float, t: float) -> float:
+def gaussian_optimum(ratio: float, transport: Transport, deviation: float, t: Array) -> Array:
     """b of the optimal f^x(x_t) = mean + b (x_t - gamma mean) at consistency ratio `ratio`, for N(mean, deviation^2 I).
 
     At the optimum f(x_t, t) = E[f(x_r, r) | x_t] with r = ratio t (App. D.1.5). For Gaussian data both are linear, so
     that b(t) = b(r) cov(x_r, x_t) / var(x_t), a product over t, ratio t, ratio^2 t, ... Its ends are diffusion's
     gamma deviation^2 / v(t) at ratio 0 and the consistency function's deviation / sqrt(v(t)) at ratio 1.
     """
-    at = lambda s: (float(transport.alpha(np.float64(s))), float(transport.gamma(np.float64(s))))
+    variance = lambda alpha, gamma: gamma**2 * deviation**2 + alpha**2
     if ratio == 1.0:
-        alpha, gamma = at(t)
-        return deviation / np.sqrt(gamma**2 * deviation**2 + alpha**2)
-    product = 1.0
-    while True:
-        (alpha, gamma), after = at(t), ratio * t if t > 1e-12 else 0.0
-        next_alpha, next_gamma = at(after)
-        product *= (gamma * next_gamma * deviation**2 + alpha * next_alpha) / (gamma**2 * deviation**2 + alpha**2)
-        if after == 0.0:
-            return product
-        t = after
+        return deviation / jnp.sqrt(variance(transport.alpha(t), transport.gamma(t)))
+    count = 1 if ratio == 0.0 else int(np.log(1e-12) / np.log(ratio))
+    times = jnp.asarray(t)[..., None] * np.append(ratio ** np.arange(count), 0.0)
+    alpha, gamma = transport.alpha(times), transport.gamma(times)
+    covariance = gamma[..., :-1] * gamma[..., 1:] * deviation**2 + alpha[..., :-1] * alpha[..., 1:]
+    return (covariance / variance(alpha, gamma)[..., :-1]).prod(-1)
 
 
 def slopes(transport: Transport, t: Array) -> tuple[Array, Array]:
