@@ -24,8 +24,8 @@ def measure(backend: str, batch: int, tokens: int, heads: int, features: int, re
         jax.random.key(0), (4, batch, tokens, heads, features), jnp.bfloat16
     )
     run = functools.partial(attend, backend=backend)
-    both = jax.jit(lambda *inputs: jax.vjp(run, *inputs)[1](cotangent))
-    forward = timing.seconds(lambda: jax.jit(run)(query, key, value), repeats)
+    alone, both = jax.jit(run), jax.jit(lambda *inputs: jax.vjp(run, *inputs)[1](cotangent))
+    forward = timing.seconds(lambda: alone(query, key, value), repeats)
     with_backward = timing.seconds(lambda: both(query, key, value), repeats)
     flops = 4 * batch * heads * tokens**2 * features
     return {

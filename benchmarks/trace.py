@@ -32,7 +32,7 @@ def record(run: Callable[[], Any], steps: int, folder: pathlib.Path) -> None:
 
 
 def summary(folder: pathlib.Path, steps: int) -> dict[str, Any]:
-    """Milliseconds a step of the newest trace in a folder: by kind of kernel, the longest kernels, time between them.
+    """Milliseconds a step of the newest trace in a folder: in all, by kind of kernel, and the longest kernels.
 
     Kernels of the devices where the trace has any, else what the processor's threads of XLA ran.
     """
@@ -47,7 +47,8 @@ def summary(folder: pathlib.Path, steps: int) -> dict[str, Any]:
         if on_device
         else "XLA" in threads.get((one["pid"], one["tid"]), "")
     )
-    kernels = [one for one in events if one.get("ph") == "X" and wanted(one)]
+    # On processors what runs the kernels is in the trace beside them.
+    kernels = [one for one in events if one.get("ph") == "X" and wanted(one) and "ThunkExecutor" not in one["name"]]
     if not kernels:
         return {"trace": str(newest), "kernels": 0}
     by_kind: collections.Counter[str] = collections.Counter()

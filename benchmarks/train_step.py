@@ -4,8 +4,8 @@ TiT-B/2 and TiT-XL/2 on 32x32x4 latents in bfloat16, at lambda 0 with enhancemen
 a frozen teacher (6 units): images/s, milliseconds, seconds of compiling, model TFLOP/s and MFU, the share of the rate
 of large matrix products measured on the same device. --remat and --unroll choose what the backward pass keeps and how
 many blocks are compiled at once; by default what is best on the platform, which fits an H100. --profile=FOLDER traces
-five steps of each as well, and says where their time went. --small runs narrow
-and shallow ones, for machines without an accelerator.
+five steps of each as well, and says where their time went. --small runs narrow and shallow ones, for machines without
+an accelerator.
 
 --published names a checkout of the published PyTorch implementation, which is no part of this project; its step is
 timed under torch.compile in the same run at the same settings where torch has an NVIDIA GPU. Writes

@@ -6,6 +6,7 @@ parsers, the table of configs from the configs. A line {{ name }} of such a page
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pathlib
 import sys
@@ -66,7 +67,11 @@ def settings_pages() -> str:
         sections.setdefault(section, []).append(line)
     parts = []
     for section, lines in sections.items():
-        about = (type(getattr(Settings(), section)).__doc__ or "").partition("\n\n")[0] if section else ""
+        about = (
+            (type(functools.reduce(getattr, section.split("."), Settings())).__doc__ or "").partition("\n\n")[0]
+            if section
+            else ""
+        )
         title = f"`{section}`" if section else "The whole run"
         head = ["| key | type | default | meaning |", "|---|---|---|---|"]
         parts.append("\n".join([f"## {title}", "", _escaped(" ".join(about.split())), "", *head, *lines]))

@@ -24,7 +24,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from PIL import Image
 
 from ucgm_jax.commands import flags
-from ucgm_jax.data.images import to_rgb
+from ucgm_jax.data.picture_files import to_rgb
 from ucgm_jax.errors import UserError
 
 LIST, PICTURES = "emoji.json", "img/twitter/64"

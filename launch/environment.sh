@@ -79,7 +79,7 @@ ucgm_environment() { # extras
 
 # For machines whose image has JAX for its GPU. Uses the environment that it is started in where that has everything,
 # and installs nothing there. Where something is missing and UCGM_WHEELS names a folder of wheels (launch/wheels.sh
-# fills one), makes an environment on top of it from those, without a network; else the project's own.
+# fills one), puts what is missing beside it into .venv-wheels, without a network; else the project's own environment.
 ucgm_environment_of_the_image() { # extras
   local extras="$1" folder="${UCGM_VENV:-.venv-wheels}" python="${UCGM_PYTHON:-python3}" missing
   if [ -z "${UCGM_VENV:-}" ] && command -v "$python" >/dev/null; then
@@ -96,17 +96,35 @@ ucgm_environment_of_the_image() { # extras
     ucgm_environment "$extras"
     return
   fi
+  # Only what the image lacks: its own versions go with its GPU. UCGM_WHEELS has all that those need.
   if [ ! -f "$folder/stamp" ]; then
     if [ -e "$folder" ]; then
       echo "error: UCGM_VENV=$folder: must be a folder that is not there yet; it was not made here" >&2
       exit 2
     fi
-    "$python" -m venv --system-site-packages "$folder"
-    # Only what the image lacks: its own versions go with its GPU. UCGM_WHEELS has all that those need.
-    for wheel in "$UCGM_WHEELS"/*.whl; do
-      "$folder/bin/pip" install --quiet --no-index --no-deps --upgrade-strategy=only-if-needed "$wheel"
-    done
+    local lacking
+    lacking="$("$python" - "$UCGM_WHEELS" <<'PYTHON'
+import importlib.metadata, pathlib, re, sys
+have = {re.sub(r"[-_.]+", "_", found.name).lower() for found in importlib.metadata.distributions()}
+wheels = sorted(pathlib.Path(sys.argv[1]).glob("*.whl"))
+print(*[wheel for wheel in wheels if re.sub(r"[-_.]+", "_", wheel.name.split("-")[0]).lower() not in have], sep="\n")
+PYTHON
+)"
+    if [ -z "$lacking" ]; then
+      echo "error: UCGM_WHEELS=$UCGM_WHEELS: must be a folder that launch/wheels.sh has filled" >&2
+      exit 2
+    fi
+    mapfile -t lacking <<<"$lacking"
+    "$python" -m pip install --quiet --no-index --no-deps --target="$folder" "${lacking[@]}"
     touch "$folder/stamp"
   fi
-  ucgm_enter "$folder"
+  UCGM_FOUND="$(command -v "$python")"
+  python() { "$UCGM_FOUND" "$@"; }
+  PYTHONPATH="$(cd "$folder" && pwd)${PYTHONPATH:+:$PYTHONPATH}"
+  export PYTHONPATH
+  missing="$(ucgm_missing "$python" $UCGM_MODULES pytest)"
+  if [ -n "$missing" ]; then
+    echo "error: UCGM_WHEELS=$UCGM_WHEELS: lacks $missing; see launch/wheels.txt" >&2
+    exit 2
+  fi
 }

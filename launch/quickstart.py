@@ -1,6 +1,6 @@
-"""The quickstart: trains a multi-step model on real digits, tunes it to few steps, samples and measures both.
+"""The quickstart: trains a multi-step model on real digits, tunes it to few steps and to any, samples and measures all.
 
-Run by launch/quickstart.sh. Leaves samples.png and results.json in the folder given, and the two work folders.
+Run by launch/quickstart.sh. Leaves samples.png and results.json in the folder given, and the three work folders.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import ucgm_jax
-from configs import digits, digits_few_step
+from configs import digits, digits_any_step, digits_few_step
 from ucgm_jax import config as configuration
 from ucgm_jax import errors
 from ucgm_jax.commands import flags
@@ -35,8 +35,10 @@ def with_steps(model: Model, steps: int) -> Model:
     """The model with its own sampler at another number of steps.
 
     In two steps the second has to start well before the data, whichever model it is: a uniform grid from noise to data
-    would put it where nothing is left to do.
+    would put it where nothing is left to do. Jumps have no such need.
     """
+    if model.settings.sampler.style == "any":
+        return model.with_sampler(steps=steps)
     start_gap, end_gap = model.settings.sampler.gaps
     return model.with_sampler(steps=steps, gaps=(start_gap, 0.5 if steps == 2 else end_gap))
 
@@ -80,11 +82,12 @@ def run(out: str, seed: int) -> None:
     folder = pathlib.Path(out)
     errors.set_up_logging()
     start = time.monotonic()
-    multi_step, few_step = digits.get_config(), digits_few_step.get_config()
-    multi_step.seed = few_step.seed = seed
-    few_step.train.init_from = str(folder / "multi_step")
+    configs = {"multi_step": digits, "few_step": digits_few_step, "any_step": digits_any_step}
     results, samples = {}, {}
-    for name, config in (("multi_step", multi_step), ("few_step", few_step)):
+    for name, module in configs.items():
+        config = module.get_config()
+        config.seed = seed
+        config.train.init_from = "" if name == "multi_step" else str(folder / "multi_step")
         print(f"{name}: training for {config.train.steps} steps", flush=True)
         train(configuration.build(config), folder / name)
         results[name], samples[name] = measure(folder / name, seed)

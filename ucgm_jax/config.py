@@ -84,7 +84,7 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
             raise UserError(f"{key}: must be a number of at most 308 digits") from error
     elif type(value) is kind:
         return value
-    raise UserError(f"{key}={value!r}: must be of type {getattr(kind, '__name__', kind)}")
+    raise UserError(f"{key}={value!r:.200}: must be of type {getattr(kind, '__name__', kind)}")
 
 
 def to_json(settings: Any) -> dict[str, Any]:

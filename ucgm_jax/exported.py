@@ -130,12 +130,12 @@ def _check_facts(facts: dict[str, Any]) -> None:
 def _check_programs(facts: dict[str, Any], fixed: list[np.ndarray], noise: Any, samples: Any) -> None:
     """Refuses programs that take or give something else than the facts say."""
     batch = (facts["batch_size"], *facts["shape"])
-    size = (facts["batch_size"],)
-    wanted = [*((array.shape, array.dtype) for array in fixed), ((), np.uint32), (size, np.int32), (size, np.uint32)]
-    wanted = [(tuple(shape), np.dtype(dtype)) for shape, dtype in [*wanted, (batch, np.float32)]]
-    takes = lambda program: [(tuple(one.shape), np.dtype(one.dtype)) for one in program.in_avals]
+    kind = lambda shape, dtype: (tuple(shape), np.dtype(dtype))
+    drawn = [kind((), np.uint32), *(kind(batch[:1], dtype) for dtype in (np.int32, np.uint32)), kind(batch, np.float32)]
+    wanted = [*(kind(array.shape, array.dtype) for array in fixed), *drawn]
+    takes = lambda program: [kind(one.shape, one.dtype) for one in program.in_avals]
     gives = lambda program: [tuple(one.shape) for one in program.out_avals]
-    if takes(samples) != wanted or takes(noise) != [wanted[-4], wanted[-2]]:
+    if takes(samples) != wanted or takes(noise) != [drawn[0], drawn[2]]:
         raise ValueError("its programs take other arrays than it holds")
     if gives(samples) != [batch] or gives(noise) != [batch]:
         raise ValueError("its programs give something else than samples of its shape")
@@ -181,11 +181,11 @@ def main() -> None:
         if given.count < 0:
             raise ValueError(f"count={given.count}: must be at least 0")
         sample = ExportedSampler(given.artifact)
-        labels = _labels(given.labels, max(sample.facts["num_classes"], 1))
+        labels = np.asarray(_labels(given.labels, max(sample.facts["num_classes"], 1)), np.int32)
         _check_room(sample.facts, given.count or len(labels))
         sample.check(labels, seed=given.seed)
         out.parent.mkdir(parents=True, exist_ok=True)  # before the work that it takes to have something to write
-        labels = np.resize(np.asarray(labels, np.int32), given.count or len(labels))
+        labels = np.resize(labels, given.count or len(labels))
         x = sample(labels, seed=given.seed)
         np.savez(out, x=x, labels=labels)
     except (ValueError, OverflowError) as error:

@@ -69,6 +69,13 @@ class Model:
         with user_errors():
             return names.build(self.settings.network, self.spec.shape, self.spec.num_classes)
 
+    @property
+    def checkpoint(self) -> reading.Found:
+        """The checkpoint with its weights; a `UserError` where they come otherwise."""
+        if self.found is None:
+            raise UserError("folder: this model was not opened from a checkpoint and has no weights")
+        return self.found
+
     @functools.cached_property
     def parameters(self) -> Tree:
         """The weights, whole on every device of the mesh.
@@ -76,10 +83,8 @@ class Model:
         Raises:
           UserError: the checkpoint's are not those of the network.
         """
-        if self.found is None:
-            raise UserError("folder: this model was not opened from a checkpoint and has no weights")
         whole = jax.tree.map(lambda _: meshes.replicated(self.mesh), self.architecture.abstract_parameters)
-        return reading.read_weights(self.found, self.architecture.abstract_parameters, whole, self.weights)
+        return reading.read_weights(self.checkpoint, self.architecture.abstract_parameters, whole, self.weights)
 
     @functools.cached_property
     def network(self) -> Callable[[Any, Any, Any], jax.Array]:

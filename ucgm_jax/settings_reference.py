@@ -30,7 +30,7 @@ class Setting(NamedTuple):
 
 def meanings(settings: type) -> dict[str, str]:
     """The meaning of each field of a dataclass, from the section "Attributes:" of its docstring."""
-    section = inspect.getdoc(settings).partition("Attributes:")[2]
+    section = (inspect.getdoc(settings) or "").partition("Attributes:")[2]
     found: dict[str, str] = {}
     for entry in re.split(r"\n  (?=\w[\w, ]*:)", section):
         names, _, text = entry.strip().partition(":")

@@ -255,3 +255,28 @@ def test_encodings_that_cannot_fit(tmp_path, changes):
     how = {"image_size": 256, "batch_size": 64} | changes
     with pytest.raises(UserError, match="must be from|needs at least"):
         encoding_job.Preparation(out=tmp_path, autoencoder="idae_f1c3", latent_shape=(3, 8, 8), **how)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("network.hidden_size", "1" + "0" * 60), ("network.depth", 10**8), ("data.prefetch", 10**20),
+    ("data.read_threads", 10**8), ("sampler.steps", 10**11), ("optimizer.warmup_steps", "1" + "0" * 400),
+    ("optimizer.decay_steps", "1" + "0" * 400), ("train.steps", "1" + "0" * 400), ("optimizer.epsilon", 1e300),
+    ("evaluation.samples", 10**15), ("train.evaluate_samples", 10**15),
+])  # fmt: skip
+def test_sizes_that_cannot_be_counted_to(key, value):
+    with pytest.raises(UserError, match=f"^{key}=.*: must be from .* to ") as error:
+        config_files.settings(["--config=digits", f"--config.{key}={value}"])
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("change, message", [
+    ("network.hidden_size=1000000", r"network\.name='TiT-S/2', its training state: needs at least"),
+    ("train.batch_size=8000000000", r"train\.batch_size=8000000000, data\.prefetch=4: needs at least"),
+])  # fmt: skip
+def test_runs_that_cannot_fit(change, message):
+    from ucgm_jax.data import sources
+    from ucgm_jax.training.run import Run
+
+    found = config_files.settings(["--config=digits", "--config.network.num_heads=2", f"--config.{change}"])
+    with pytest.raises(UserError, match=message):
+        Run(found, sources.build(found.data))

@@ -43,11 +43,22 @@ def test_a_file_is_refused(tmp_path):
 
 
 def test_an_environment_of_somebody_else_is_used_as_it_is(tmp_path):
+    folder = tmp_path / "theirs"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    (folder / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (folder / "bin" / "python").chmod(0o755)
+    before = contents(folder)
+    code, output, error = environment(folder, "command -v python")
+    assert code == 0 and output.strip() == str(folder / "bin" / "python")
+    assert "as it is" in error and contents(folder) == before
+
+
+def test_an_environment_of_somebody_else_that_lacks_something_is_refused(tmp_path):
     venv.create(tmp_path / "theirs", symlinks=True)
     before = contents(tmp_path / "theirs")
-    code, output, error = environment(tmp_path / "theirs", "command -v python")
-    assert code == 0 and output.strip() == str(tmp_path / "theirs" / "bin" / "python")
-    assert "as it is" in error and contents(tmp_path / "theirs") == before
+    code, _, error = environment(tmp_path / "theirs")
+    assert code == 2 and "lacks jax flax" in error and contents(tmp_path / "theirs") == before
 
 
 def test_one_that_was_never_finished_is_made_anew(tmp_path):

@@ -123,7 +123,18 @@ def test_golden_other_transports(name, dtype):
     assert relative_error(path.data, vectors["x_star"]) < TOLERANCE[dtype]
     assert relative_error(path.noise, vectors["z_star"]) < TOLERANCE[dtype]
     network = toy_network(teacher)
-    residual = residuals.recursive_residual(transport, vectors["F_t"], instant, x_t, t, r, labels, network)
+    residual = residuals.recursive_residual(
+        transport,
+        vectors["F_t"],
+        instant,
+        x_t,
+        t,
+        r,
+        labels,
+        network,
+        order=case["order"],
+        first_step=case["delta"],
+    )
     assert relative_error(residual, vectors["residual"]) < TOLERANCE[dtype]
     output, slope = residuals.output_and_derivative(transport, network, network, path, x_t, t, r, labels)
     wide = [expand_time(time, x_t) for time in (t, r)]

@@ -164,7 +164,7 @@ def test_the_exact_flow_of_a_mixture_has_no_residual_and_samples_in_one_jump(tra
     short = residuals.recursive_residual(
         transport, output, instant, x_t, t, r, labels, network, order=2, first_step=1e-4
     )
-    assert abs(short).max() < 1e-2
+    assert abs(short).max() < 5e-2  # of entries of several units
 
     ends = jnp.ones(4), jnp.full(4, 1e-3)
     wide = [expand_time(end, x_t) for end in ends]

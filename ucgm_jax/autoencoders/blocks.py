@@ -84,7 +84,7 @@ def convolution(
     inputs: int, outputs: int, size: int = 3, *, bias: bool = True, groups: int = 1, dtype: Any, rngs: nnx.Rngs
 ) -> nnx.Conv:
     """A size x size convolution that keeps the height and the width (zeros around the image)."""
-    options = {"padding": size // 2, "use_bias": bias, "feature_group_count": groups}
+    options: dict[str, Any] = {"padding": size // 2, "use_bias": bias, "feature_group_count": groups}
     return nnx.Conv(inputs, outputs, (size, size), **options, dtype=dtype, rngs=rngs)
 
 

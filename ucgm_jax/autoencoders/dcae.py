@@ -130,7 +130,8 @@ class Encoder(nnx.Module):
     def __init__(self, settings: DCAESettings, *, rngs: nnx.Rngs):
         widths, common = settings.widths, {"dtype": settings.dtype, "rngs": rngs}
         self.input = convolution(3, widths[0] // 4, **common)
-        self.blocks, self.halvings = nnx.Dict({}), nnx.Dict({})
+        self.blocks: nnx.Dict[Any] = nnx.Dict({})
+        self.halvings: nnx.Dict[nnx.Conv] = nnx.Dict({})
         for index, (width, depth, kind) in enumerate(zip(widths, settings.encoder_depths, settings.kinds, strict=True)):
             make = functools.partial(BLOCKS[kind], width, "rms", "silu", dtype=settings.dtype)
             self.blocks[str(index)] = stack(lambda rngs: make(rngs=rngs), depth, rngs)
@@ -155,7 +156,8 @@ class Decoder(nnx.Module):
     def __init__(self, settings: DCAESettings, *, rngs: nnx.Rngs):
         widths, common = settings.widths, {"dtype": settings.dtype, "rngs": rngs}
         self.input = convolution(settings.latent_channels, widths[-1], **common)
-        self.blocks, self.doublings = nnx.Dict({}), nnx.Dict({})
+        self.blocks: nnx.Dict[Any] = nnx.Dict({})
+        self.doublings: nnx.Dict[nnx.Conv] = nnx.Dict({})
         levels = zip(
             widths,
             settings.decoder_depths,

@@ -103,6 +103,7 @@ class Autoencoder(Functional):
 
         def sample(part: tuple[Array, Array]) -> Array:
             mean, log_variance = self.moments(parameters, part[0])
+            assert log_variance is not None  # of an autoencoder that samples
             noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:], jnp.float32))(part[1])
             return mean + jnp.exp(0.5 * log_variance) * noise
 

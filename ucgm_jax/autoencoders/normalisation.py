@@ -41,11 +41,13 @@ class Normalisation:
 
     def apply(self, latents: Any) -> Any:
         """Latents (..., C), NumPy or JAX, to data of a network."""
-        return (latents - np.float32(self.mean)) / np.float32(self.std) * np.float32(self.multiplier)
+        mean, std = np.asarray((self.mean, self.std), np.float32)
+        return (latents - mean) / std * np.float32(self.multiplier)
 
     def invert(self, data: Any) -> Any:
         """Data of a network (..., C), NumPy or JAX, to latents: z std / multiplier + mean."""
-        return data * np.float32(self.std) / np.float32(self.multiplier) + np.float32(self.mean)
+        mean, std = np.asarray((self.mean, self.std), np.float32)
+        return data * std / np.float32(self.multiplier) + mean
 
 
 def scale(channels: int, multiplier: float) -> Normalisation:

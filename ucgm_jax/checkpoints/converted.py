@@ -121,7 +121,7 @@ class StoredLeaf:
     folder: pathlib.Path
     path: str
     shape: tuple[int, ...]
-    prints: Mapping[str, Any]
+    prints: dict[str, Any]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         tree: dict = {}

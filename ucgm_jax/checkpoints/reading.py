@@ -74,7 +74,7 @@ def _spec(folder: pathlib.Path, settings: Settings) -> DataSpec:
         if path.is_file():
             return DataSpec.from_json(json_files.read(path, "a data spec"))
         stored = json_files.read(latents, "the normalisation of latents") if latents.is_file() else None
-        spec = described(settings, stored and Normalisation.from_json(stored))
+        spec = described(settings, Normalisation.from_json(stored) if stored else None)
         if min(spec.shape) < 1:
             raise ValueError(f"data.size={spec.shape[0]}, data.channels={spec.shape[2]}: must be at least 1")
         return spec

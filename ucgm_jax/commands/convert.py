@@ -111,9 +111,9 @@ def described(given: argparse.Namespace) -> Any:
         with user_errors():
             at_least(given, 1, "size", "channels", "num_classes")
             shape = {name: getattr(given, name) for name in SHAPES}
-            network = names.NetworkSettings(given.network, target_time=given.target_time, **shape)
+            chosen = names.NetworkSettings(given.network, target_time=given.target_time, **shape)
         data = DataSettings("", size=given.size, channels=given.channels, num_classes=given.num_classes)
-        settings = Settings(data=data, network=network)
+        settings = Settings(data=data, network=chosen)
     spec = spec_of(settings)
     with user_errors():
         network = names.build(settings.network, spec.shape, spec.num_classes)
@@ -165,7 +165,7 @@ def _to_file(given: argparse.Namespace) -> None:
     if given.network not in (None, network.name):
         raise UserError(f"network={given.network}: --from={given.source} holds {network.name}")
     outputs = recorded.read(given.verify, network) if given.verify else None
-    folder = model.found.folder
+    folder = model.checkpoint.folder
     parameters = converted.stored_parameters(folder / item, network.abstract_parameters)
     if given.target:
         _write_file(given, network, parameters, folder, f" ({item})")

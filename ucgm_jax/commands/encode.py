@@ -58,7 +58,7 @@ def parse(parser: flags.Parser, arguments: list[str]) -> argparse.Namespace:
     return given
 
 
-def of_config(arguments: list[str]) -> dict[str, str | int]:
+def of_config(arguments: list[str]) -> dict[str, str | float]:
     """The flags that a config stands for; errors as in `parse`."""
     from ucgm_jax.autoencoders import published
 

@@ -157,9 +157,9 @@ def _with_config(model: Model, ours: Settings) -> Model:
     for key, value in theirs.items():
         wanted = _get(ours, key)
         if wanted != value and not (key.startswith("data.") and wanted == 0):
-            raise UserError(f"{key}={wanted!r}: the checkpoint {model.found.folder} has {value!r}")
+            raise UserError(f"{key}={wanted!r}: the checkpoint {model.checkpoint.folder} has {value!r}")
     if spec.data_set not in ("", ours.data.name):
-        raise UserError(f"data.name={ours.data.name!r}: the checkpoint {model.found.folder} has {spec.data_set!r}")
+        raise UserError(f"data.name={ours.data.name!r}: the checkpoint {model.checkpoint.folder} has {spec.data_set!r}")
     if ours.data.name == "latents":
         spec.check_autoencoder(ours.autoencoder.name)
         spec = dataclasses.replace(spec, kind="latents", autoencoder=spec.autoencoder or ours.autoencoder.name)
@@ -187,7 +187,7 @@ def _plan(given: argparse.Namespace, model: Model, batch_size: int) -> dict[str,
         "--batch-size": batch_size,
         "--autoencoder-weights": given.autoencoder_weights,
         "--statistics": given.statistics,
-        "checkpoint": {"folder": str(model.found.folder), "step": model.found.step},
+        "checkpoint": {"folder": str(model.checkpoint.folder), "step": model.checkpoint.step},
         "devices": {
             "kind": model.mesh.devices.flat[0].device_kind,
             "count": model.mesh.size,
@@ -218,7 +218,7 @@ def _metrics(
         return metric_sets.NoMetrics(), {"--metrics": "none"}, {}
     if names == ("pixels",):
         source = sources.build(settings.data)
-        compared = {"data": settings.data.name, "examples": len(source)}
+        compared: dict[str, Any] = {"data": settings.data.name, "examples": len(source)}
         return metric_sets.PixelSpaceMetrics(source, labels), {"--metrics": "pixels"}, compared
     needs_reference, path = set(names) != {"inception_score"}, settings.evaluation.reference
     _check_inception(given, names, path if needs_reference else None, model.spec.kind)

@@ -56,7 +56,7 @@ def run(parser: flags.Parser, arguments: list[str]) -> int:
     generator, name = model.generator(given.batch_size), model.architecture.name
     facts = {
         "network": name,
-        "step": model.found.step,
+        "step": model.checkpoint.step,
         "sampler": dataclasses.asdict(model.settings.sampler),
         "guidance": dataclasses.asdict(model.settings.guidance),
         "nfe": generator.nfe,
@@ -67,5 +67,5 @@ def run(parser: flags.Parser, arguments: list[str]) -> int:
     atomic.make_room(out, "--out")
     atomic.write_arrays(out, **exporting.export(generator, parameters, facts, platforms))
     size = out.stat().st_size / 2**20
-    print(f"{name} of step {model.found.step}, {generator.nfe} NFE, for {', '.join(platforms)}: {out} ({size:.1f} MiB)")
+    print(f"{name} of step {facts['step']}, {generator.nfe} NFE, for {', '.join(platforms)}: {out} ({size:.1f} MiB)")
     return 0

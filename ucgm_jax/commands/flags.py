@@ -37,8 +37,8 @@ class Parser(argparse.ArgumentParser):
 
 def parser(command: str, description: str | None) -> Parser:
     """A parser for a command, with its module's docstring as description."""
-    how = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    return Parser(prog=f"ucgm {command}", description=description, **how)
+    raw = argparse.RawDescriptionHelpFormatter
+    return Parser(prog=f"ucgm {command}", description=description, formatter_class=raw, allow_abbrev=False)
 
 
 def numbers(count: int) -> Callable[[str], tuple[float, ...]]:

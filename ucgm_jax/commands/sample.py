@@ -90,7 +90,7 @@ def _sample(given: argparse.Namespace) -> None:
     else:
         pictures.save(pictures.picture(x["images"] if decodes else x, min(max(len(classes), 8), 16)), out)
     steps = model.settings.sampler.steps
-    print(f"{count} samples of step {model.found.step} with {steps} steps ({model.nfe} NFE): {out}")
+    print(f"{count} samples of step {model.checkpoint.step} with {steps} steps ({model.nfe} NFE): {out}")
 
 
 def _rows(given: argparse.Namespace, model: Any, rows: tuple[int, ...], chosen: np.ndarray) -> None:
@@ -108,4 +108,4 @@ def _rows(given: argparse.Namespace, model: Any, rows: tuple[int, ...], chosen: 
         return
     strips = {name: pictures.grid(row, len(chosen)) for name, row in images.items()}
     pictures.save(pictures.captioned(strips, margin=90), given.out)
-    print(f"{len(chosen)} samples of step {model.found.step} in {', '.join(strips)}, a row each: {given.out}")
+    print(f"{len(chosen)} samples of step {model.checkpoint.step} in {', '.join(strips)}, a row each: {given.out}")

@@ -49,7 +49,7 @@ def optimizer_moments(network: Network, file: TorchFile) -> Moments:
     table = families.table(network)
     untrained = {path for path, trained in tables.leaves(network.trainable) if not trained}
     buffers = {entry.torch for entry in table if isinstance(entry, Computed) and not entry.is_parameter}
-    rules: tables.Table = [entry for entry in table if isinstance(entry, Rule)]
+    rules = [entry for entry in table if isinstance(entry, Rule)]
     buffers |= {key for rule in rules if rule.flax in untrained for key in rule.keys()}  # noqa: SIM118
     extra_buffers = ORIGINALS.get(network.family, Original()).extra_buffers
     order = [key for key in file.order if key not in buffers and not (extra_buffers and key.startswith(extra_buffers))]
@@ -64,10 +64,10 @@ def optimizer_moments(network: Network, file: TorchFile) -> Moments:
 
     def moment(name: str) -> Parameters:
         tensors: dict[str, Any] = {key: state[key][name] for key in trained}
-        for key, shape in tables.torch_shapes(rules, network.abstract_parameters).items():
+        for key, shape in tables.torch_shapes([*rules], network.abstract_parameters).items():
             tensors.setdefault(key, np.zeros(shape, np.float32))
         return tables.to_flax(
-            rules, LazyState(tensors, {key: key for key in tensors}, False), network.abstract_parameters
+            [*rules], LazyState(tensors, {key: key for key in tensors}, False), network.abstract_parameters
         )
 
     return Moments(lambda: moment(MOMENTS[0]), lambda: moment(MOMENTS[1]), steps.pop())

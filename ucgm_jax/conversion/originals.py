@@ -106,7 +106,7 @@ def published_names(family: str, weights: str, keys: Iterable[str]) -> tuple[dic
       ConversionError: two keys have the same published name.
     """
     original = ORIGINALS.get(family, Original())
-    names, left_out = {}, []
+    names, left_out = dict[str, str](), list[str]()
     plain = {key: unwrapped(key) for key in keys}
     wanted, others = _prefixes(original, weights, plain.values())
     inside = bool(wanted)

@@ -260,14 +260,12 @@ def torch_tensors(
         if isinstance(entry, Computed):
             buffer = recorded.buffers.get(entry.torch)
             buffer = entry.value() if buffer is None else buffer
-            default, tensors = buffer.dtype.name, [(entry.torch, buffer)]
+            default, tensors = buffer.dtype.name, zip([entry.torch], [buffer], strict=True)
         else:
             whole = np.asarray(values[entry.flax])
             rows = [whole] if entry.indices is None else whole
             default = "float32"
-            tensors = (
-                (key, entry.layout.to_torch(one[entry.part])) for key, one in zip(entry.keys(), rows, strict=True)
-            )
+            tensors = zip(entry.keys(), (entry.layout.to_torch(one[entry.part]) for one in rows), strict=True)
         for key, tensor in tensors:
             yield key, np.ascontiguousarray(tensor, recorded.dtypes.get(key, default)).reshape(tensor.shape)
 

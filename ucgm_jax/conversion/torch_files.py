@@ -62,7 +62,8 @@ class LazyState(Mapping):
     """
 
     def __init__(self, tensors: Mapping[str, Any], names: Mapping[str, str], mapped: bool):
-        self._tensors, self._names, self._mapped, self._last = tensors, dict(names), mapped, None
+        self._tensors, self._names, self._mapped = tensors, dict(names), mapped
+        self._last: np.ndarray | None = None
 
     def __getitem__(self, name: str) -> np.ndarray:
         if self._mapped and self._last is not None:

@@ -79,8 +79,8 @@ def plan(job: Preparation, images: Images) -> dict[str, Any]:
     for index in range(len(images)):
         digest.update(f"{images.name(index)}\n".encode())
     fields = ("autoencoder", "weights", "image_size", "shard_size", "batch_size", "format", "seed", "compute")
-    fields += ("upright",) * job.upright  # only where it is on: plans from before it was there go on
-    return {field: getattr(job, field) for field in fields} | {
+    more = ("upright",) * job.upright  # only where it is on: plans from before it was there go on
+    return {field: getattr(job, field) for field in (*fields, *more)} | {
         "latent_shape": list(job.latent_shape),
         "classes": list(images.classes),
         "images": len(images),

@@ -74,7 +74,7 @@ class _Latents:
         self._labels = labels.astype(np.int32)
         factor = normalisation.multiplier / np.asarray(normalisation.std)
         # One value a pixel: NumPy is twice as fast without the broadcast.
-        spread = lambda values: np.repeat(np.float32(values)[:, None], height * width, axis=1)
+        spread = lambda values: np.repeat(np.asarray(values, np.float32)[:, None], height * width, axis=1)
         self._factor, self._shift = spread(factor), spread(-np.asarray(normalisation.mean) * factor)
 
     def __len__(self) -> int:
@@ -177,7 +177,7 @@ class _Shard:
         target = out if dtype is None else np.empty(out.shape, dtype)
         # Bytes, because float types beyond NumPy's own have no buffer protocol.
         buffer = target if dtype is None else target.view(np.uint8)
-        got = os.preadv(self._descriptor, [buffer], self._starts[flipped] + place * size)
+        got = os.preadv(self._descriptor, [buffer.data], self._starts[flipped] + place * size)
         if got != size:
             raise UserError(f"{self.path}: {got} of {size} bytes could be read: truncated meanwhile")
         if target is not out:
@@ -194,7 +194,7 @@ class ArrayRecordLatents(_Latents):
     def __init__(self, folder: pathlib.Path, manifest: manifests.Manifest, normalisation: Normalisation):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        shape, paths = tuple(manifest.latent_shape), [str(folder / shard["file"]) for shard in manifest.shards]
+        shape, paths = manifest.latent_shape, [str(folder / shard["file"]) for shard in manifest.shards]
         try:
             self._records = ArrayRecordDataSource(paths)
             count = len(self._records)
@@ -265,7 +265,7 @@ def open_folder(
     with user_errors(f"data.path={folder}: "):
         normalisation = _normalisation(autoencoder, statistics.load(path) if path else None)
     if manifest is not None and manifest.format == "array_record":
-        source = ArrayRecordLatents(folder, manifest, normalisation)
+        source: _Latents = ArrayRecordLatents(folder, manifest, normalisation)
     else:
         files = [folder / shard["file"] for shard in manifest.shards] if manifest else None
         source = SafetensorsLatents(folder, autoencoder, num_classes, normalisation, files)
@@ -288,7 +288,7 @@ def same_space(folder: pathlib.Path, spec: DataSpec) -> None:
         raise UserError(f"{folder}: latents of {manifest.autoencoder}, must be of {spec.autoencoder}")
     height, width, channels = spec.shape
     wanted = (channels, height, width)
-    found = tuple(manifest.latent_shape) if manifest else _Shard(shards[0]).shape if shards else wanted
+    found = manifest.latent_shape if manifest else _Shard(shards[0]).shape if shards else wanted
     if found != wanted:
         raise UserError(f"{folder}: latents of shape {found}, must be {wanted}")
 

@@ -33,7 +33,7 @@ ENDINGS = {f".{ending}" for ending in (
     "apng", "avif", "bmp", "dds", "dib", "gif", "ico", "j2c", "j2k", "jfif", "jp2", "jpc", "jpe", "jpeg", "jpf", "jpg",
     "jpx", "mpo", "pbm", "pcx", "pfm", "pgm", "png", "pnm", "ppm", "psd", "qoi", "sgi", "tga", "tif", "tiff", "webp",
 )}  # fmt: skip
-MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # 179 megapixels, where Pillow too speaks of a decompression bomb
+MAX_PIXELS = 2 * (2**30 // 12)  # 179 megapixels, where Pillow too speaks of a decompression bomb
 # Larger pictures are decoded one at a time, whatever the number of threads: each may take ten bytes a pixel.
 LARGE_PIXELS = 2**25
 # A resized picture that is so many times the size of what is cropped from it is never made as a whole.
@@ -86,7 +86,7 @@ def _part_resized(image: Image.Image, whole: tuple[int, int], corner: tuple[int,
         start.append(max(0, math.floor(begin) - margin))
         stop.append(min(length, math.ceil(end) + margin))
         box.append((begin - start[-1], end - start[-1]))
-    around = image.crop((*start, *stop))
+    around = image.crop((start[0], start[1], stop[0], stop[1]))
     edges = (box[0][0], box[1][0], min(box[0][1], around.width), min(box[1][1], around.height))
     return around.resize((size, size), Image.Resampling.BICUBIC, box=edges)
 
@@ -145,7 +145,7 @@ def read(source: str | os.PathLike | bytes, size: int = 0, *, upright: bool = Fa
                 raise BadImage(f"{image.width} x {image.height} pixels, may be {MAX_PIXELS} in all")
             with _one_large if pixels > LARGE_PIXELS else contextlib.nullcontext():
                 rgb = to_rgb(image)
-                turn = _TURNS.get(image.getexif().get(_ORIENTATION)) if upright else None
+                turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1)) if upright else None
                 rgb = rgb if turn is None else rgb.transpose(turn)
                 return np.asarray(centre_crop(rgb, size) if size else rgb)
     except BadImage:
@@ -157,7 +157,7 @@ def read(source: str | os.PathLike | bytes, size: int = 0, *, upright: bool = Fa
         raise BadImage(_reason(error)) from error
 
 
-def _opened(source: str | os.PathLike | bytes) -> io.IOBase:
+def _opened(source: str | os.PathLike | bytes) -> io.BytesIO | io.BufferedReader:
     """The file, which must be a file: opening a pipe would wait for somebody to write to it."""
     if isinstance(source, bytes):
         return io.BytesIO(source)

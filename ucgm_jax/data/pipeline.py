@@ -12,6 +12,7 @@ import logging
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import grain
 import jax
@@ -33,7 +34,7 @@ class _Rows:
         # Shuffled anew in every epoch, as a whole: one place at a time would take as long as reading what lies there.
         order = lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(source))
         self._order = functools.lru_cache(2)(order)
-        self._unreadable, self._too_many, self._lock = set(), "", threading.Lock()
+        self._unreadable, self._too_many, self._lock = set[int](), "", threading.Lock()
 
     def __len__(self) -> int:
         return sys.maxsize // self._batch_size - self._first_step
@@ -73,7 +74,7 @@ class _Rows:
 
     def _note(self, error: Unreadable) -> None:
         """Counts examples that cannot be read, and warns of each once, up to as many as the source allows."""
-        share, total = self._source.max_bad_share, len(self._source)
+        share, total = getattr(self._source, "max_bad_share", 0.0), len(self._source)
         with self._lock:
             for index, reason in error.reasons.items():
                 if index in self._unreadable:
@@ -121,7 +122,7 @@ def batches(
     if position % batch_size:
         raise UserError(f"train.batch_size={batch_size}: must divide the {position} examples already seen")
     part = batch_size // process_count
-    rows = _Rows(
+    examples = _Rows(
         source,
         batch_size=batch_size,
         seed=seed,
@@ -130,7 +131,7 @@ def batches(
         rows=slice(process_index * part, (process_index + 1) * part) if rows is None else rows,
     )
     options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=max(prefetch, read_threads))
-    return iter(grain.MapDataset.source(rows).to_iter_dataset(options))
+    return iter(grain.MapDataset.source(examples).to_iter_dataset(options))
 
 
 def to_devices(
@@ -151,7 +152,7 @@ def to_devices(
     """
 
     def place(local: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             if rows is None:
                 return local[index]
             start, stop, _ = index[0].indices(shape[0])

@@ -96,7 +96,8 @@ def two_moons(count: int = 10_000) -> ArraySource:
     """Two half circles in the plane, standardised; 2 classes."""
     from sklearn.datasets import make_moons
 
-    return _points("two_moons", *make_moons(count, noise=0.05, random_state=0), 2)
+    x, labels = make_moons(count, noise=0.05, random_state=0)
+    return _points("two_moons", x, labels, 2)
 
 
 def s_curve(count: int = 10_000) -> ArraySource:

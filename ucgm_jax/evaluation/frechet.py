@@ -90,7 +90,7 @@ class FrechetStatistics:
 
     def merge(self, other: FrechetStatistics) -> FrechetStatistics:
         """Adds the features of another accumulator; returns itself."""
-        if other.count:
+        if other.mean is not None and other.scatter is not None:
             self._join(other.count, other.mean, other.scatter)
         return self
 

@@ -117,20 +117,22 @@ class Measurement:
         Raises:
           MetricError: samples are missing.
         """
-        figures: dict[str, float] = {}
+        figures, reference = dict[str, float](), self._reference
         if "fid" in self._settings.metrics:
             found = self._statistics.across_hosts()
             if found.count != self._count:
                 raise MetricError(f"fid: {found.count} samples were added, must be {self._count}")
-            figures["fid"] = frechet_distance(*found.result(), self._reference.mean, self._reference.covariance)
+            assert reference and reference.mean is not None and reference.covariance is not None
+            figures["fid"] = frechet_distance(*found.result(), reference.mean, reference.covariance)
         if self._score is not None:
             figures["inception_score"], figures["inception_score_std"] = self._score.result()
         if self._settings.needs_features:
+            assert reference and reference.features is not None
             features = self._all_features()
             if "kid" in self._settings.metrics:
-                figures["kid"], figures["kid_std"] = self._settings.kid(features, self._reference.features)
+                figures["kid"], figures["kid_std"] = self._settings.kid(features, reference.features)
             if "precision_recall" in self._settings.metrics:
-                both = precision_recall(features, self._reference.features, neighbours=self._settings.neighbours)
+                both = precision_recall(features, reference.features, neighbours=self._settings.neighbours)
                 figures |= both._asdict()
         return figures
 

@@ -43,7 +43,7 @@ class Metrics(Protocol):
         ...
 
 
-class NoMetrics:
+class NoMetrics(Metrics):
     """Measures nothing."""
 
     feature, names, everyone = "", (), False
@@ -57,7 +57,7 @@ class NoMetrics:
         return {}
 
 
-class InceptionMetrics:
+class InceptionMetrics(Metrics):
     """FID, Inception score, KID, precision and recall.
 
     Args:
@@ -90,7 +90,7 @@ class InceptionMetrics:
         return self._measurement.result()
 
 
-class PixelSpaceMetrics:
+class PixelSpaceMetrics(Metrics):
     """The Frechet distance in pixel space and the agreement with a classifier, for small built-in sets.
 
     Args:

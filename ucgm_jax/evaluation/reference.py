@@ -42,7 +42,7 @@ class Reference:
     @property
     def dimension(self) -> int:
         """D."""
-        return len(self.mean) if self.mean is not None else self.features.shape[1]
+        return next(one.shape[-1] for one in (self.mean, self.features) if one is not None)
 
 
 def load(

@@ -100,7 +100,7 @@ class SampleFolder:
         starts = list(starts)
         stops = [*starts[1:], len(self._labels)]
         have = np.asarray([self._is_whole(*part) for part in zip(starts, stops, strict=True)], np.int32)
-        everywhere = processes.gather(have).all(0) if starts else have
+        everywhere = processes.gather(have).min(0) if starts else have
         return [start for start, whole in zip(starts, everywhere, strict=True) if not whole]
 
     def _is_whole(self, start: int, stop: int) -> bool:
@@ -160,8 +160,7 @@ class SampleFolder:
             first = indices < PICTURED
             if first.any():
                 shard["pictured"] = images[first]
-        with atomic.replacing(self._path(start, self._process)) as partial, partial.open("wb") as file:
-            np.savez(file, **shard)
+        atomic.write_arrays(self._path(start, self._process), **shard)
 
     def _write_png(self, index: int, image: np.ndarray) -> None:
         mode = image[..., 0] if image.shape[-1] == 1 else image

@@ -54,7 +54,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
     """Writes an .npz file, whole or not at all."""
     with replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
 
 
 def make_room(path: pathlib.Path, key: str) -> None:

@@ -12,6 +12,6 @@ def sha256(path: pathlib.Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for file in sorted(one for one in path.rglob("*") if one.is_file()):
-        digest.update(f"{file.relative_to(path).as_posix()} {sha256(file)}\n".encode())
+    for one in sorted(one for one in path.rglob("*") if one.is_file()):
+        digest.update(f"{one.relative_to(path).as_posix()} {sha256(one)}\n".encode())
     return digest.hexdigest()

@@ -10,7 +10,7 @@ import math
 import os
 import pickle
 import re
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,8 +36,8 @@ def read_statistics(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if not isinstance(stored, dict) or not {"mu", "sigma"} <= stored.keys():
         raise DamagedFile("holds no mu and sigma, by themselves or under fid")
     found = {name: stored[name] for name in ("mu", "sigma")}
-    arrays = {name: one.array if isinstance(one, _Array) else None for name, one in found.items()}
-    missing = [name for name, array in arrays.items() if array is None]
+    arrays = {name: one.array for name, one in found.items() if isinstance(one, _Array) and one.array is not None}
+    missing = [name for name in found if name not in arrays]
     if missing:
         raise DamagedFile(f"{missing[0]} is no array of numbers")
     return arrays
@@ -68,7 +68,7 @@ class _Array:
         self.array = _made(data, kind, shape, "F" if fortran else "C")
 
 
-def _made(data: Any, kind: Any, shape: Any, order: str) -> np.ndarray:
+def _made(data: Any, kind: Any, shape: Any, order: Literal["C", "F"]) -> np.ndarray:
     data = bytes(data) if isinstance(data, (bytes, bytearray)) else None
     good = isinstance(shape, tuple) and len(shape) <= MAX_DIMENSIONS and all(type(size) is int for size in shape)
     if data is None or not good or not isinstance(kind, _Type):

@@ -12,7 +12,7 @@ import os
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from ucgm_jax.errors import UserError
 from ucgm_jax.files.memory import host_memory
 
 MAX_DIMENSIONS = 32
+Header = tuple[tuple[int, ...], Literal["C", "F"], np.dtype]  # shape, order and dtype of an array
 
 
 class DamagedFile(ValueError):
@@ -101,7 +102,7 @@ def npz_names(archive: zipfile.ZipFile) -> set[str]:
     return set(names)
 
 
-def npz_header(archive: zipfile.ZipFile, name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], str, np.dtype]:
+def npz_header(archive: zipfile.ZipFile, name: str, stream: IO[bytes]) -> Header:
     """Shape, order ("C" or "F") and dtype of an array whose bytes follow in the stream; they are as many as must be.
 
     Raises:
@@ -112,7 +113,7 @@ def npz_header(archive: zipfile.ZipFile, name: str, stream: IO[bytes]) -> tuple[
     return shape, order, dtype
 
 
-def _header(stream: IO[bytes], name: str = "it") -> tuple[tuple[int, ...], str, np.dtype]:
+def _header(stream: IO[bytes], name: str = "it") -> Header:
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
@@ -136,9 +137,8 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         shape, order, dtype = npz_header(archive, name, stream)
         size = math.prod(shape) * dtype.itemsize
         data, done = np.empty(size, np.uint8), 0
-        view = memoryview(data)
         while done < size:
-            got = stream.readinto(view[done : done + 2**24])
+            got = stream.readinto(data[done : done + 2**24].data)  # type: ignore[attr-defined]  # a ZipExtFile has it
             if not got:
                 raise DamagedFile(f"{name} ends after {done} of {size} bytes")
             done += got

@@ -135,7 +135,7 @@ def write(
       signature: dtype name and shape of every key.
       tensors: (key, array) pairs, in any order; one is in memory at a time.
     """
-    header, offset = {}, 0
+    header, offset = dict[str, dict[str, Any]](), 0
     # As the reference writer does, wider types first, so that every tensor is aligned.
     for key, (dtype, shape) in sorted(signature.items(), key=lambda item: -np.dtype(item[1][0]).itemsize):
         bytes_ = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize

@@ -80,6 +80,7 @@ def guided(
         *times, labels = times_and_labels
         if unconditional is not None:
             return network(x, *times, labels), unconditional(x, *times)
+        assert null_label is not None
         doubled = (jnp.stack([x, x]), jnp.stack([labels, jnp.full_like(labels, null_label)]))
         # A new leading axis rather than a longer batch: a batch that is sharded over devices stays where it is.
         conditional, null = jax.vmap(network, in_axes=(0, *[None] * len(times), 0))(doubled[0], *times, doubled[1])
@@ -102,5 +103,5 @@ def guided(
 def guided_calls(times: Array, interval: tuple[float, float]) -> int:
     """How many of the network calls at `times` are guided, and so cost two."""
     # In the precision that `guided` compares in: an end of the interval may be a time of the grid.
-    low, high = np.float32(interval)
-    return int(sum(low <= t <= high for t in np.float32(times)))
+    low, high = np.asarray(interval, np.float32)
+    return int(sum(low <= t <= high for t in np.asarray(times, np.float32)))

@@ -99,7 +99,7 @@ def coefficients(settings: SamplerSettings, transport: Transport) -> JumpCoeffic
         fresh = np.sqrt(np.maximum(alpha_target**2 - compose_noise**2, 0))
     else:
         rho = settings.stochasticity_ratio
-        if rho == "auto":
+        if isinstance(rho, str):  # "auto"
             with np.errstate(divide="ignore", invalid="ignore"):
                 rho = np.clip(np.abs(target - t) * 2 * alpha / alpha_target**2, 0.0, 1.0)
         compose_data, compose_noise = gamma_target, alpha_target * np.sqrt(1 - rho)

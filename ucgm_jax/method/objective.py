@@ -222,9 +222,9 @@ def _consistency_target(
         # randomness (dropout) is the same at both ends.
         ahead, behind = jax.vmap(data_estimate)(jnp.stack([t + step, t - step])) / (2 * step)
     else:
-        step = jnp.maximum(times - consistency_ratio * times, SMALLEST_TIME)
+        gap = jnp.maximum(times - consistency_ratio * times, SMALLEST_TIME)
         here = predict(transport, output, transport.interpolate(x, z, times), times).data
-        ahead, behind = here / step, data_estimate(consistency_ratio * t) / step
+        ahead, behind = here / gap, data_estimate(consistency_ratio * t) / gap
     difference = jnp.clip(ahead - behind, -1.0, 1.0)
     weight = 4.0 / jnp.sin(ANGULAR_FREQUENCY * jnp.maximum(times, SMALLEST_TIME))
     return output - transport.alpha(times) / transport.denominator(times) * weight * difference
@@ -272,7 +272,7 @@ def loss(
     output = network(x_t, t, batch.labels)
     fixed = jax.lax.stop_gradient(output)
 
-    if settings.uses_target_network:
+    if settings.uses_target_network and target_network is not None:
         x, z = _enhanced_pair(settings, transport, target_network, batch, x_t, fixed, null_label)
         batch = batch._replace(x=x, z=z)
     if settings.consistency_ratio == 0.0:

@@ -281,12 +281,11 @@ def sample(
     """
     if settings.is_stochastic and key is None and step_noise is None:
         raise ValueError(f"stochasticity_ratio={settings.stochasticity_ratio!r}: needs a key or step_noise")
+    draw: Callable[[Array], Array] | None = None if key is None else per_step_noise(key, noise)
     if step_noise is not None:
         draw = jnp.asarray(step_noise).__getitem__
-    else:
-        draw = None if key is None else per_step_noise(key, noise)
-    options = {"order": settings.order, "keep_trajectory": keep_trajectory}
-    x, trajectory = integrate(coefficients(settings, transport), network, noise, labels, draw, **options)
+    rows, order = coefficients(settings, transport), settings.order
+    x, trajectory = integrate(rows, network, noise, labels, draw, order=order, keep_trajectory=keep_trajectory)
     return Samples(x, trajectory, network_calls(settings))
 
 

@@ -16,7 +16,7 @@ No discriminator. The network has to accept t < 0; everything else uses |t|.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ def loss(
     wholes, fakes = len(twin.noise), len(twin.noise_fake)
     count = len(r) - fakes
     real, fake = (jax.tree.map(lambda leaf: leaf[part], batch) for part in (slice(count), slice(count, None)))
-    networks = {"network": network, "frozen_network": frozen_network, "target_network": target_network}
+    networks: dict[str, Any] = {"network": network, "frozen_network": frozen_network, "target_network": target_network}
     losses, auxiliary = any_step.loss(settings, transport, real, r[:count], **networks, null_label=null_label)
     error = lambda output, target: row_losses(
         settings.weighting, output, target, settings.weighting_constant, settings.weighting_power

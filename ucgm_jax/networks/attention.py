@@ -102,8 +102,8 @@ def _kernel(heads: int, tokens: int, interpret: bool) -> Callable:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     block = next(size for size in (512, 256, LANES) if tokens % size == 0)
-    forward = {name: block for name in ("block_q", "block_kv", "block_kv_compute")}
-    backward = {name: block for name in ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")}
+    forward: dict = {name: block for name in ("block_q", "block_kv", "block_kv_compute")}
+    backward: dict = {name: block for name in ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")}
     backward |= {name: block for name in ("block_q_dq", "block_kv_dq")}
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((tokens, tokens))] * heads)
     return splash_attention_kernel.make_splash_mha(

@@ -69,6 +69,6 @@ class Functional:
         """The parameters' shapes and dtypes, without memory."""
         return nnx.to_pure_dict(nnx.state(self._abstract_module, STORED))
 
-    def module(self, parameters: Parameters) -> nnx.Module:
+    def module(self, parameters: Parameters) -> Any:
         """The module with these parameters; safe to use inside any JAX transform."""
         return nnx.merge(self._graph, nnx.State(parameters), nnx.State({}), copy=True)

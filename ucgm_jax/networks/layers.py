@@ -141,6 +141,7 @@ class Modulation(nnx.Module):
           placement: with a `where_stored`.
         """
         dtype = self.linear.dtype
+        assert self.linear.bias is not None and placement.where_stored is not None
         kernel, bias = self.linear.kernel[...], self.linear.bias[...]
         parts = placement.where_stored(conditioning[:, 0].astype(dtype), kernel.astype(dtype))
         bias = placement.weights({"modulation": {"linear": {"bias": bias}}})["modulation"]["linear"]["bias"]
@@ -160,7 +161,7 @@ class Block(nnx.Module):
         self.norm2 = Norm(settings.norm, features)
         hidden = 4 * features
         if settings.perceptron == "gelu":
-            self.mlp = GeluPerceptron(features, hidden, dtype=dtype, rngs=rngs)
+            self.mlp: GeluPerceptron | GatedPerceptron = GeluPerceptron(features, hidden, dtype=dtype, rngs=rngs)
         else:
             # A gated perceptron has three matrices: two thirds of the width keep the parameter count.
             self.mlp = GatedPerceptron(
@@ -177,9 +178,8 @@ class Block(nnx.Module):
         modulation: Array | None = None,
     ) -> Array:
         """x (B, N, D) to the same; `modulation` (6, B, 1, D) where it is computed already."""
-        if modulation is None:
-            modulation = self.modulation(conditioning, placement)
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+        modulations = self.modulation(conditioning, placement) if modulation is None else modulation
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulations
         x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), angles, placement)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2), placement)
 

@@ -176,9 +176,9 @@ def _unet(settings: NetworkSettings, family: str, shape, num_classes: int, **pub
     chosen = {"model_channels": settings.hidden_size, "blocks": settings.depth}
     if settings.num_heads:
         raise ValueError(f"network.num_heads={settings.num_heads}: must be 0 for {settings.name}")
-    options = UNET_FAMILIES[family] | published | {name: value for name, value in chosen.items() if value}
+    fields = UNET_FAMILIES[family] | published | {name: value for name, value in chosen.items() if value}
     height, _, channels = shape
-    multiple = 2 ** (len(options["multipliers"]) - 1)
+    multiple = 2 ** (len(fields["multipliers"]) - 1)
     if height % multiple:
         raise ValueError(f"network.name={settings.name!r}: input size {height} must be a multiple of {multiple}")
     options = UNetSettings(
@@ -189,7 +189,7 @@ def _unet(settings: NetworkSettings, family: str, shape, num_classes: int, **pub
         target_time=settings.target_time,
         remat=settings.remat,
         dtype=jnp.dtype(settings.compute_dtype),
-        **options,
+        **fields,
     )
     for plan in convolutions.encoder_plan(options) + convolutions.decoder_plan(options):
         divisors = (unet.groups(plan.inputs), unet.groups(plan.outputs)) if family == "UNet+" else (1, plan.heads or 1)

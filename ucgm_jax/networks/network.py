@@ -105,6 +105,7 @@ class Network(Functional):
         Args:
           **options: of `attention`, `platform`, `remat`, `unroll` and `target_time`, which has further parameters.
         """
+        assert self.module_class is not None
         return dataclasses.replace(self, **made(self.module_class, dataclasses.replace(self.options, **options)))
 
 

@@ -168,7 +168,7 @@ class DecoupledTransformer(nnx.Module):
 
 
 def _run(
-    settings: TransformerSettings, blocks: nnx.Module, x: Array, conditioning: Array, placement: Placement | None
+    settings: TransformerSettings, blocks: Any, x: Array, conditioning: Array, placement: Placement | None
 ) -> Array:
     """x (B, N, D) through all blocks of a stack."""
     angles, modulation = None, None
@@ -180,7 +180,7 @@ def _run(
         modulation = blocks.modulation.where_stored(conditioning, placement)
         blocks = copy.copy(blocks)
         del blocks.modulation
-    how = {"remat": settings.rematerialisation, "unroll": settings.blocks_at_once(depth_of(blocks))}
+    how: Any = {"remat": settings.rematerialisation, "unroll": settings.blocks_at_once(depth_of(blocks))}
     return run_stack(blocks, x, conditioning, angles, placement, per_block=modulation, placement=placement, **how)
 
 

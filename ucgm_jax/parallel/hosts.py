@@ -108,9 +108,9 @@ def start(hosts: Hosts) -> None:
         return
     import jax
 
-    limits = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": SHUTDOWN_SECONDS}
+    how: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": SHUTDOWN_SECONDS}
     if hosts.coordinator == "auto":
-        jax.distributed.initialize(**limits)
+        jax.distributed.initialize(**how)
         return
     with _waiting(hosts):
         jax.distributed.initialize(
@@ -120,7 +120,7 @@ def start(hosts: Hosts) -> None:
             local_device_ids=hosts.local_devices,
             cluster_detection_method="deactivate",
             initialization_timeout=START_SECONDS + 60,  # after `_waiting` has given up
-            **limits,
+            **how,
         )
 
 
@@ -222,7 +222,7 @@ def _slurm(environment: Mapping[str, str]) -> Hosts | None:
     nodes = environment["SLURM_STEP_NODELIST"]
     # The first of "node1", "node1,other2", "node[001-015],other2" or "node[001,007-015]-ib".
     first = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\]([^,]*))?", nodes)
-    host = "".join(part or "" for part in first.groups())
+    host = "".join(part or "" for part in first.groups()) if first else nodes
     # Jobs that share a node must not share a port.
     port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096
     count = int(environment["SLURM_NTASKS"])
@@ -236,8 +236,8 @@ def _open_mpi(environment: Mapping[str, str]) -> Hosts | None:
         return None
     several = int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1)) > 1
     local = _local_devices(environment, several, "OMPI_COMM_WORLD_LOCAL_RANK")
-    numbers = (int(environment[f"OMPI_COMM_WORLD_{name}"]) for name in ("RANK", "SIZE"))
-    return Hosts("Open MPI", "", *numbers, local)
+    rank, size = (int(environment[f"OMPI_COMM_WORLD_{name}"]) for name in ("RANK", "SIZE"))
+    return Hosts("Open MPI", "", rank, size, local)
 
 
 def _kubernetes(environment: Mapping[str, str]) -> Hosts | None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -64,10 +64,16 @@ class Network(Protocol):
       placement: what it does to weights and activations where it uses them.
     """
 
-    abstract_parameters: Tree
-    stacks: tuple[str, ...]
-    weights_dtype: Any
-    placement: Placement | None
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def abstract_parameters(self) -> Tree: ...
+    @property
+    def stacks(self) -> tuple[str, ...]: ...
+    @property
+    def weights_dtype(self) -> Any: ...
+    @property
+    def placement(self) -> Placement | None: ...
 
 
 Some = TypeVar("Some", bound=Network)

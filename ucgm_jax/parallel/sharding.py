@@ -54,7 +54,7 @@ def _logical_axes(path: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
 
 def parameter_spec(path: str, shape: tuple[int, ...], mesh_shape: dict[str, int]) -> PartitionSpec:
     """The partition of one parameter by the table above; dimensions that do not divide stay whole."""
-    axes = [MESH_AXES.get(name) for name in _logical_axes(path, shape)]
+    axes = [MESH_AXES.get(name or "") for name in _logical_axes(path, shape)]
     return PartitionSpec(*(a if a and size % mesh_shape[a] == 0 else None for a, size in zip(axes, shape, strict=True)))
 
 
@@ -69,7 +69,7 @@ def undivided(state: Tree, mesh: Mesh) -> dict[str, int]:
       Description of the dimension, such as "heads 6 over tensor 4", to the bytes that each device holds more than if it
       were split.
     """
-    shape, found = dict(mesh.shape), {}
+    shape, found = dict(mesh.shape), dict[str, int]()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if not getattr(leaf, "shape", ()):
@@ -77,7 +77,7 @@ def undivided(state: Tree, mesh: Mesh) -> dict[str, int]:
         parts = math.prod(shape[axis] for axis in parameter_spec(name, leaf.shape, shape) if axis)
         held = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize // parts
         for logical, size in zip(_logical_axes(name, leaf.shape), leaf.shape, strict=True):
-            axis = MESH_AXES.get(logical)
+            axis = MESH_AXES.get(logical or "")
             if axis and size % shape[axis]:
                 key = f"{logical} {size} over {axis} {shape[axis]}"
                 found[key] = found.get(key, 0) + held - held // shape[axis]

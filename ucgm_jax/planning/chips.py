@@ -45,8 +45,8 @@ class Chip:
         return self.kind.startswith("NVIDIA")
 
 
-def _chip(kind: str, *facts: float) -> Chip:
-    return Chip(kind, peak_flops(kind), *facts)
+def _chip(kind: str, memory: int, *facts: float) -> Chip:
+    return Chip(kind, peak_flops(kind) or math.nan, memory, *facts)
 
 
 # TPUs: cloud.google.com/tpu/docs, the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e", system architecture. They

@@ -63,12 +63,12 @@ def read(text: str, mesh_shape: dict[str, int], hosts: Sequence[int] = ()) -> li
                 continue
             kind, shape = match[3], _arrays(match[3], match[2]) if match[4] else _joined(match[2])
             # One that overlaps with computation appears in every fusion that it is spread over.
-            chain = re.search(r'chain_id="(\d+)"', line), re.search(r"channel_id=(\d+)", line)
-            if all(chain):
-                key = (chain[0][1], chain[1][1], shape)
-                if key in seen:
+            chain, channel = re.search(r'chain_id="(\d+)"', line), re.search(r"channel_id=(\d+)", line)
+            if chain and channel:
+                spread = (chain[1], channel[1], shape)
+                if spread in seen:
                     continue
-                seen.add(key)
+                seen.add(spread)
             groups = _groups(line, math.prod(mesh_shape.values()))
             group, crossing = groups[0], _crossing(groups, hosts) if hosts else 0
             axes, size = _axes(group, mesh_shape), hlo.size(shape)
@@ -78,7 +78,7 @@ def read(text: str, mesh_shape: dict[str, int], hosts: Sequence[int] = ()) -> li
                 kind = "reduce-scatter"
             ring = (len(group) - 1) / len(group)
             share = {"all-reduce": 2 * ring, "collective-permute": 1.0}.get(kind, ring)
-            blocks = not match[4] and not chain[0] and name not in waits
+            blocks = not match[4] and not chain and name not in waits
             key = (kind, axes, shape, crossing, blocks)
             count = counts[name] + (found[key].count if key in found else 0)
             found[key] = Collective(kind, axes, shape, count, int(size), size * share, crossing, blocks)

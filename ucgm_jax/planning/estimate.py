@@ -111,7 +111,7 @@ def assumptions(compiled: Compiled, chip: Chip) -> tuple[str, ...]:
 
 def collective_table(compiled: Compiled, chip: Chip) -> list[dict[str, Any]]:
     """Collectives by kind, mesh axes and bandwidth: how many run, and the bytes of their arrays and on the wire."""
-    rows: dict[tuple[str, str, float], dict[str, Any]] = {}
+    rows: dict[tuple[object, ...], dict[str, Any]] = {}
     for one in compiled.collectives:
         key = {"kind": one.kind, "axes": one.axes, "bandwidth": bandwidth(one, chip)}
         row = rows.setdefault(tuple(key.values()), key | {"count": 0, "bytes": 0, "wire_bytes": 0.0, "largest": 0})

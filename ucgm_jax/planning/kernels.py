@@ -20,8 +20,8 @@ from ucgm_jax.planning.collectives import KINDS
 OF_FLOPS, OF_BANDWIDTH = 0.8, 0.85
 LAUNCH = 2e-6  # seconds between two kernels
 
-_FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "iota")
-_FREE += ("opt-barrier", "replica-id", *(f"{kind}{end}" for kind in KINDS for end in ("", "-start", "-done")))
+_FREE: tuple[str, ...] = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id")
+_FREE += ("iota", "opt-barrier", "replica-id", *(f"{kind}{end}" for kind in KINDS for end in ("", "-start", "-done")))
 _FREE += ("async-done", "copy-done", "domain")
 
 
@@ -61,7 +61,7 @@ def read(text: str, chip: Chip) -> list[Kernel]:
         seconds = max(moved / (OF_BANDWIDTH * chip.bandwidth), flops / (OF_FLOPS * chip.flops)) + LAUNCH
         for place, amount in enumerate((1, moved, flops, seconds)):
             totals[kind][place] += times * amount
-    found = [Kernel(kind, *map(int, total[:3]), total[3]) for kind, total in totals.items()]
+    found = [Kernel(kind, int(n), int(moved), int(flops), time) for kind, (n, moved, flops, time) in totals.items()]
     return sorted(found, key=lambda kernel: -kernel.seconds)
 
 
@@ -78,7 +78,7 @@ def _cost(program: hlo.Program, one: hlo.Instruction, shapes: dict[str, str]) ->
         return one.opcode, 2 * hlo.size(one.shape), 0
     if one.opcode != "custom-call":
         return one.opcode, moved, 0
-    target = re.search(r'custom_call_target="([^"]*)"', one.rest)[1]
+    target: str = re.findall(r'custom_call_target="([^"]*)"', one.rest)[0]
     # Libraries get room to work in, as an array of bytes that is a second result.
     results = hlo.arrays(one.shape)
     moved -= sum(math.prod(dims) for kind, dims in results[1:] if kind in ("s8", "u8"))
@@ -90,19 +90,19 @@ def _cost(program: hlo.Program, one: hlo.Instruction, shapes: dict[str, str]) ->
 
 
 def _matmul_flops(one: hlo.Instruction, left: str, result: tuple[int, ...]) -> int:
-    dimensions = re.search(r'"dot_dimension_numbers":(\{.*?\})', one.rest)
-    contracted = json.loads(dimensions[1])["lhs_contracting_dimensions"]
+    dimensions = re.findall(r'"dot_dimension_numbers":(\{.*?\})', one.rest)
+    contracted = json.loads(dimensions[0])["lhs_contracting_dimensions"]
     [(_, sizes), *_] = hlo.arrays(left)
     return 2 * math.prod(result) * math.prod(sizes[int(axis)] for axis in contracted)
 
 
 def _convolution_flops(one: hlo.Instruction, target: str, shapes: list[str]) -> int:
     """The same for a convolution and for both of its gradients, which take its three arrays in other places."""
-    labels = re.search(r"dim_labels=\w+_(\w+)->(\w+)", one.rest)
+    labels = re.findall(r"dim_labels=\w+_(\w+)->\w+", one.rest)
     places = {"BackwardInput": (0, 1), "BackwardFilter": (1, 2)}
     output, kernel = next((place for name, place in places.items() if name in target), (2, 1))
     sizes, window = hlo.arrays(shapes[output])[0][1], hlo.arrays(shapes[kernel])[0][1]
-    return 2 * math.prod(sizes) * math.prod(window) // window[labels[1].index("o")]
+    return 2 * math.prod(sizes) * math.prod(window) // window[labels[0].index("o")]
 
 
 def _moved_by_fusion(body: list[hlo.Instruction]) -> int:

@@ -132,10 +132,10 @@ def compile_sampler(settings: Settings, chip: Chip, devices: list[jax.Device], b
     generator = Generator(network, model.transport, settings.sampler, settings.guidance, mesh, batch_size)
     whole = jax.tree.map(lambda _: meshes.replicated(mesh), network.abstract_parameters)
     memory = {"parameters": sharding.bytes_per_device(network.abstract_parameters, whole)}
-    model = float(flops.forward_flops(network)) * generator.nfe * batch_size
+    operations = float(flops.forward_flops(network)) * generator.nfe * batch_size
     start = time.monotonic(), time.process_time()
     lowered = generator.trace(_at(network.abstract_parameters, whole)).lower()
-    compiled = _compile(settings, network, chip, mesh, batch_size, lowered, memory, model, model, start)
+    compiled = _compile(settings, network, chip, mesh, batch_size, lowered, memory, operations, operations, start)
     return dataclasses.replace(compiled, passes=generator.nfe)
 
 

@@ -35,13 +35,13 @@ def export(
     indices, labels = jax.ShapeDtypeStruct((size,), jnp.uint32), jax.ShapeDtypeStruct((size,), jnp.int32)
     noise = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
     programs = {
-        "noise": (lambda seed, indices: initial_noise(seed, indices, shape), (seed, indices)),
-        "samples": (samples, (shapes(fixed), seed, labels, indices, noise)),
+        "noise": (jax.jit(lambda seed, indices: initial_noise(seed, indices, shape)), (seed, indices)),
+        "samples": (jax.jit(samples), (shapes(fixed), seed, labels, indices, noise)),
     }
     facts = facts | {"format": exported.FORMAT, "fixed": len(fixed), "batch_size": size, "platforms": platforms}
     arrays = {f"fixed_{number:04d}": np.asarray(array) for number, array in enumerate(fixed)}
     for name, (function, arguments) in programs.items():
-        program = jax.export.export(jax.jit(function), platforms=platforms)(*arguments).serialize()
+        program = jax.export.export(function, platforms=platforms)(*arguments).serialize()
         arrays[name] = np.frombuffer(program, np.uint8)
     arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
     arrays[exported.CHECKSUM] = exported.checksum(arrays)

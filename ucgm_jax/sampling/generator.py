@@ -25,7 +25,7 @@ Tree = Any
 AHEAD = 2  # batches that wait on the devices while the host works on one
 
 
-def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
+def sample_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
     """One random key per sample, (B,), from the run's seed and the samples' indices."""
     return jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
 
@@ -132,8 +132,8 @@ class Generator:
             x, kept = jump_sampler.integrate(rows, network, noise, labels, fresh, keep_trajectory=self._trajectory)
             trajectory = kept and jump_sampler.shown(self._settings, *kept)
         else:
-            how = {"order": self._settings.order, "keep_trajectory": self._trajectory}
-            x, trajectory = sampler.integrate(rows, network, noise, labels, fresh, **how)
+            order, keep = self._settings.order, self._trajectory
+            x, trajectory = sampler.integrate(rows, network, noise, labels, fresh, order=order, keep_trajectory=keep)
         produce = (lambda x: x) if self._outputs is None else functools.partial(self._outputs, output_parameters)
         if trajectory is None:
             return produce(x)

@@ -18,7 +18,7 @@ def moving_average(average: Tree, value: Tree, decay: jax.Array | float) -> Tree
     return jax.tree.map(lambda a, v: (a + (1 - decay) * (v - a)).astype(a.dtype), average, value)
 
 
-def next_target_decay(decay: jax.Array | float, limit: float) -> jax.Array | float:
+def next_target_decay(decay: jax.Array, limit: float) -> jax.Array:
     """The target network's decay for the next step, which warms up from 0: m + (1 - m) (d - m) / 2.
 
     Args:

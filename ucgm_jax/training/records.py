@@ -32,7 +32,7 @@ class MetricsWriter:
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes the scalars of one step; one that is not finite is null, as JSON has no such numbers."""
-        if self._file is None:
+        if self._file is None or self._events is None:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         self._file.write(json.dumps({"step": step} | finite, allow_nan=False) + "\n")
@@ -42,9 +42,9 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        if self._file is not None:
-            self._file.close()
-            self._events.close()
+        for opened in (self._file, self._events):
+            if opened is not None:
+                opened.close()
 
 
 def _step_of(line: str) -> float:

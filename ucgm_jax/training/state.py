@@ -23,8 +23,7 @@ WEIGHTS = ("parameters", "ema", "target", "optimizer")
 PROGRESS = ("step", "target_decay", "bad_steps")
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """The state of training after `step` steps.
 
     Attributes:
@@ -53,7 +52,7 @@ class TrainState:
     @classmethod
     def from_items(cls, items: dict[str, Tree]) -> TrainState:
         """The state of a checkpoint's items."""
-        return cls(**{name: items.get(name) for name in WEIGHTS}, **items["progress"])
+        return cls(**{name: items.get(name) for name in WEIGHTS} | items["progress"])
 
 
 def has_target(settings: Objective) -> bool:
@@ -92,7 +91,7 @@ def abstract(network: Network, optimizer: optax.GradientTransformation, objectiv
 def shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Where each part of an (abstract) state lives: all that is shaped like the parameters is split like them."""
     parameters = sharding.parameter_shardings(state.parameters, mesh)
-    whole = meshes.replicated(mesh)
+    whole: Any = meshes.replicated(mesh)  # where the state of training has an array
     return TrainState(
         step=whole,
         parameters=parameters,

@@ -27,7 +27,7 @@ Metrics = dict[str, jax.Array]  # scalars
 def zero_non_finite(gradients: Any) -> tuple[Any, jax.Array]:
     """The gradients with NaN and infinity replaced by 0, and how many entries there were."""
     finite = jax.tree.map(jnp.isfinite, gradients)
-    count = sum(jnp.sum(~leaf) for leaf in jax.tree.leaves(finite))
+    count = sum((jnp.sum(~leaf) for leaf in jax.tree.leaves(finite)), jnp.int32(0))
     return jax.tree.map(lambda g, ok: jnp.where(ok, g, 0), gradients, finite), count
 
 
@@ -50,7 +50,7 @@ def draw(settings: Settings, batch: Rows, key: jax.Array) -> Rows:
         "dropped": objective.dropped_rows(size, trained.label_drop),
         "dropout_keys": jax.random.split(dropout_key, size),
     }
-    if trained is settings.objective:
+    if isinstance(trained, objective.ObjectiveSettings):
         return rows | {"t": times.training_times(time_key, size, trained.time_distribution)}
     pair_key, ends_key = jax.random.split(time_key)
     t, r = times.time_pairs(pair_key, size, trained.pairs)
@@ -66,7 +66,7 @@ def rows_loss(settings: Settings, network: Network, parameters: Any, target: Any
     bind = lambda weights: frame(bind_to(weights, rows["dropout_keys"]))
     frozen = jax.lax.stop_gradient(parameters)
     batch = objective.Batch(rows["x"], rows["z"], rows["t"], rows["label"], rows["dropped"])
-    networks = {
+    networks: dict[str, Any] = {
         "network": bind(parameters),
         "frozen_network": bind(frozen),
         "target_network": bind(frozen if target is None else target),
@@ -189,8 +189,8 @@ def compile_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     state_shardings: TrainState,
-) -> Callable[[TrainState, Rows], tuple[TrainState, Metrics]]:
-    """The jitted training step: sharded over the mesh, its state donated, with the compiler options of its preset."""
+) -> jax.stages.Wrapped:
+    """The jitted step, (state, rows) -> (state, metrics): sharded, its state donated, with its preset's options."""
     return jax.jit(
         lambda state, batch: train_step(settings, network, optimizer, state, batch, mesh),
         in_shardings=(state_shardings, meshes.batch_sharding(mesh)),
