@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import ucgm_jax
 from benchmarks import metrics, solvers
 from tests import closed_forms
 from ucgm_jax.method import sampler, transports
@@ -136,21 +137,20 @@ def guided_mixtures(count: int, calls: tuple[int, ...]) -> list[dict]:
                 for name in ("kappa = 0 (DDIM)", "kappa = 0.5", "second order, time", "third order, time")
             }
             rows.append({"dimensions": dimensions, "interval": interval, "errors": table})
+            print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
 def digits(workdir: str, count: int, calls: tuple[int, ...]) -> dict:
     """`all_errors` of a trained network against its own flow in 500 steps of Heun's method."""
-    from ucgm_jax.config import MeshSettings
-    from ucgm_jax.training import checkpoints, sharding
-
-    found = checkpoints.find(workdir)
-    network, transport = checkpoints.network_of(found), transports.get(found.settings.transport)
-    bound = network.bind(checkpoints.read_replicated(found, network, sharding.make_mesh(MeshSettings()), "ema"))
+    model = ucgm_jax.load(workdir)
+    network, transport, bound = model.architecture, model.transport, model.network
     noise = jax.random.normal(jax.random.key(0), (count, *network.shape), jnp.float32)
     labels = jnp.arange(count) % network.num_classes
     exact = by_ucgm({"order": 2, "steps": 999}, transport, bound, noise, labels, 0)
-    return {"transport": transport.name, "errors": all_errors(transport, bound, noise, labels, exact, calls)}
+    result = {"transport": transport.name, "errors": all_errors(transport, bound, noise, labels, exact, calls)}
+    print(json.dumps(result), flush=True)
+    return result
 
 
 def _table(errors: dict[str, list[float]], calls: tuple[int, ...]) -> list[str]:
@@ -187,17 +187,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", default=str(RESULTS))
     parser.add_argument("--page", default=str(PAGE), help="the page whose tables are written anew")
     given = parser.parse_args(argv)
-    count, calls = (16, (4, 8)) if given.small else (256, CALLS)
+    count, calls = (16, (4, 8)) if given.small else (128, CALLS)
+    result = {"machine": metrics.machine(), "samples": count, "calls": calls}
+    result["digits"] = digits(given.digits, min(count, 64), calls) if given.digits else None
     with jax.enable_x64(True):
-        result = {
-            "machine": metrics.machine(),
-            "samples": count,
-            "calls": calls,
-            "slopes": slopes((40, 80) if given.small else (1000, 2000)),
-            "mixtures": mixtures(count, calls),
-            "guided": guided_mixtures(count, calls),
-        }
-    result["digits"] = digits(given.digits, min(count, 128), calls) if given.digits else None
+        result["mixtures"] = mixtures(count, calls)
+        result["guided"] = guided_mixtures(count, calls)
+        result["slopes"] = slopes((40, 80) if given.small else (1000, 2000))
     pathlib.Path(given.out).write_text(json.dumps(result, indent=1) + "\n")
     path = pathlib.Path(given.page)
     head = path.read_text().split(MARK)[0] if path.exists() else "# Orders of samplers\n\n"
