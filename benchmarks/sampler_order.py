@@ -12,6 +12,7 @@ import argparse
 import functools
 import json
 import pathlib
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -66,13 +67,13 @@ def _integrate(network, rows, noise, labels, order: int) -> jax.Array:
     return sampler.integrate(rows, network, noise, labels, None, order=order)[0]
 
 
-def slopes(points: tuple[int, int]) -> list[dict]:
+def slopes(points: tuple[int, int], names: Iterable[str], schedules: Iterable[tuple]) -> list[dict]:
     """log2 of the ratio of two errors, of steps h and h / 2, for every transport, schedule and rule."""
     mixture = closed_forms.line([0.3, 0.5, 0.2], [-1.0, 0.5, 2.0], [0.3, 0.5, 0.4])
     noise, labels, rows = jnp.linspace(-2.0, 2.0, 33)[:, None], jnp.zeros(33, int), []
-    for transport in transports.TRANSPORTS.values():
+    for transport in map(transports.get, names):
         network = closed_forms.network(mixture.predict, transport)
-        for schedule in SCHEDULES:
+        for schedule in schedules:
             row = {"transport": transport.name, "schedule": schedule}
             common = {"gaps": (0.05, 0.05), "schedule": schedule}
             ends = sampler.network_times(SamplerSettings(**common), transport)[[0, -1]]
@@ -106,13 +107,13 @@ def all_errors(transport: Transport, network, noise, labels, exact, calls: tuple
     return table
 
 
-def mixtures(count: int, calls: tuple[int, ...]) -> list[dict]:
+def mixtures(count: int, calls: tuple[int, ...], names: Iterable[str]) -> list[dict]:
     """`all_errors` on mixtures in two and in many dimensions, under every transport."""
     rows = []
     for mixture in (closed_forms.ring(), closed_forms.cloud()):
         dimensions = mixture.means.shape[1]
         noise, labels = jax.random.normal(jax.random.key(0), (count, dimensions)), jnp.zeros(count, int)
-        for name in COMPARED:
+        for name in names:
             transport = transports.get(name)
             network = closed_forms.network(mixture.predict, transport)
             exact = closed_forms.exact_flow(network, transport, noise, (1 - GAP, GAP))
@@ -187,13 +188,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", default=str(RESULTS))
     parser.add_argument("--page", default=str(PAGE), help="the page whose tables are written anew")
     given = parser.parse_args(argv)
-    count, calls = (16, (4, 8)) if given.small else (128, CALLS)
+    count, calls = (16, (8,)) if given.small else (128, CALLS)
     result = {"machine": metrics.machine(), "samples": count, "calls": calls}
     result["digits"] = digits(given.digits, min(count, 64), calls) if given.digits else None
     with jax.enable_x64(True):
-        result["mixtures"] = mixtures(count, calls)
+        result["mixtures"] = mixtures(count, calls, COMPARED[:1] if given.small else COMPARED)
         result["guided"] = guided_mixtures(count, calls)
-        result["slopes"] = slopes((40, 80) if given.small else (1000, 2000))
+        if given.small:
+            result["slopes"] = slopes((40, 80), COMPARED[:1], SCHEDULES[:1])
+        else:
+            result["slopes"] = slopes((1000, 2000), transports.TRANSPORTS, SCHEDULES)
     pathlib.Path(given.out).write_text(json.dumps(result, indent=1) + "\n")
     path = pathlib.Path(given.page)
     head = path.read_text().split(MARK)[0] if path.exists() else "# Orders of samplers\n\n"
