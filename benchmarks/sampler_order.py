@@ -1,9 +1,8 @@
-"""Orders and errors of samplers: python -m benchmarks.sampler_order [--digits=WORKDIR] [--small].
+"""Orders and errors of samplers: python -m benchmarks.sampler_order [--small].
 
-Against exact flows of mixtures of Gaussians in 2 and in 64 dimensions, and against the 500-step flow of a network of
-digits itself (--digits: work folder of a multi-step model): UCGM-S with a constant extrapolation ratio and its rules,
-Heun, and other solvers. Guided models, inside an interval, as well. Writes benchmarks/results/sampler_order.json and
-the tables of docs/sampler_order.md.
+Against exact flows of mixtures of Gaussians in 2 and in 64 dimensions: UCGM-S with a constant extrapolation ratio and
+with its rules, Heun, and other solvers. Guided models, inside an interval, as well. Writes
+benchmarks/results/sampler_order.json and the tables of docs/sampler_order.md.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import ucgm_jax
 from benchmarks import metrics, solvers
 from tests import closed_forms
 from ucgm_jax.method import sampler, transports
@@ -142,18 +140,6 @@ def guided_mixtures(count: int, calls: tuple[int, ...]) -> list[dict]:
     return rows
 
 
-def digits(workdir: str, count: int, calls: tuple[int, ...]) -> dict:
-    """`all_errors` of a trained network against its own flow in 500 steps of Heun's method."""
-    model = ucgm_jax.load(workdir)
-    network, transport, bound = model.architecture, model.transport, model.network
-    noise = jax.random.normal(jax.random.key(0), (count, *network.shape), jnp.float32)
-    labels = jnp.arange(count) % network.num_classes
-    exact = by_ucgm({"order": 2, "steps": 999}, transport, bound, noise, labels, 0)
-    result = {"transport": transport.name, "errors": all_errors(transport, bound, noise, labels, exact, calls)}
-    print(json.dumps(result), flush=True)
-    return result
-
-
 def _table(errors: dict[str, list[float]], calls: tuple[int, ...]) -> list[str]:
     best = [min(values[i] for values in errors.values()) for i in range(len(calls))]
     show = lambda value, least: f"**{value:.4f}**" if value == least else f"{value:.4f}"
@@ -165,8 +151,11 @@ def _table(errors: dict[str, list[float]], calls: tuple[int, ...]) -> list[str]:
 
 def page(result: dict) -> str:
     """The tables of docs/sampler_order.md."""
-    names, calls = list(result["slopes"][0])[2:], tuple(result["calls"])
-    lines = ["", "## Slopes", "", f"| transport | schedule | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    lines, calls = [], tuple(result["calls"])
+    if result["slopes"]:
+        names = list(result["slopes"][0])[2:]
+        lines += ["", "## Slopes", "", f"| transport | schedule | {' | '.join(names)} |"]
+        lines += ["|---|---|" + "---|" * len(names)]
     for row in result["slopes"]:
         lines.append(f"| {row['transport']} | {tuple(row['schedule'])} | {' | '.join(str(row[n]) for n in names)} |")
     for row in result["mixtures"]:
@@ -174,23 +163,18 @@ def page(result: dict) -> str:
     for row in result["guided"]:
         lines += ["", f"## Guided in {tuple(row['interval'])}, {row['dimensions']} dimensions, Linear", ""]
         lines += _table(row["errors"], calls)
-    if result["digits"]:
-        lines += ["", f"## Digits ({result['digits']['transport']}), against the model's own flow", ""]
-        lines += _table(result["digits"]["errors"], calls)
     return "\n".join(lines) + "\n"
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--digits", default="", help="work folder of a multi-step model of digits; none: left out")
     parser.add_argument("--small", action="store_true", help="fewer samples and coarser slopes: does it run?")
     parser.add_argument("--out", default=str(RESULTS))
     parser.add_argument("--page", default=str(PAGE), help="the page whose tables are written anew")
     given = parser.parse_args(argv)
     count, calls = (16, (8,)) if given.small else (128, CALLS)
     result = {"machine": metrics.machine(), "samples": count, "calls": calls}
-    result["digits"] = digits(given.digits, min(count, 64), calls) if given.digits else None
     with jax.enable_x64(True):
         result["mixtures"] = mixtures(count, calls, COMPARED[:1] if given.small else COMPARED)
         result["guided"] = guided_mixtures(count, calls)
