@@ -223,7 +223,7 @@ class Model:
           UserError: naming the argument that is refused.
         """
         model = self.with_sampler(**sampler)
-        chosen, output = self._labels(labels), output or self._default_output()
+        chosen, output = labels_module.checked(labels, self.spec.num_classes), output or self._default_output()
         checks_of = {"seed": checks.seed(seed), "output": checks.one_of(output, OUTPUTS)}
         for name, (valid, allowed) in checks_of.items():
             if not valid:
@@ -248,16 +248,6 @@ class Model:
         each = 4 * math.prod(self.spec.shape)
         check_room(f"count={count}", 2 * each * count)  # as they come, and joined
         check_room(f"batch_size={batch_size}", 4 * each * batch_size)  # noise, estimate, next state, samples
-
-    def _labels(self, labels: Any) -> np.ndarray:
-        classes = max(self.spec.num_classes, 1)
-        if labels is None:
-            return labels_module.balanced_labels(classes, classes)
-        found = np.asarray(labels)
-        whole = found.ndim == 1 and found.size and np.issubdtype(found.dtype, np.integer)
-        if not whole or found.min() < 0 or found.max() >= classes:
-            raise UserError(f"labels={labels!r:.80}: must be a list of whole numbers from 0 to {classes - 1}")
-        return found.astype(np.int32)
 
     def _default_output(self) -> str:
         return (

@@ -96,7 +96,8 @@ def converted(trained, tmp_path_factory):
     """The same weights as `ucgm_jax.commands.convert` writes them: without a word on whose latents they make."""
     folder = tmp_path_factory.mktemp("converted")
     shutil.copytree(trained[0] / "checkpoints" / "1", folder / "1")
-    shutil.rmtree(folder / "1" / "data_spec")
+    for name in ("data_spec", "fingerprints"):  # as version 0.1 wrote it
+        shutil.rmtree(folder / "1" / name)
     path = folder / "1" / "config" / "metadata"
     stored = json.loads(path.read_text())
     stored["data"] |= {"name": "", "path": "", "autoencoder": "", "size": 4, "channels": 8}

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import pathlib
 import sys
 from typing import Any
@@ -66,7 +65,6 @@ def run(parser: flags.Parser, arguments: list[str]) -> int:
     from ucgm_jax.checkpoints import converted
     from ucgm_jax.conversion import torch_files
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what it does not find to merge
     if not given.target and not given.verify:
         raise UserError("--to: must be given, unless --verify is")
     if given.target and pathlib.Path(given.target).exists():

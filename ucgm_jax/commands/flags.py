@@ -6,6 +6,7 @@ Plain flags are argparse's; --config=NAME_OR_FILE and --config.key=value are ml_
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -156,6 +157,7 @@ def run(parser: Parser, command: Callable[[], int | None]) -> int:
       The exit code: 0 or what the command gives, 2 for a `UserError` and for such a path, a `RunError`'s own (1, or 75
       when preempted), 130 when interrupted.
     """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what it does not find in good checkpoints
     try:
         return command() or 0
     except UserError as error:

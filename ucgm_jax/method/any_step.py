@@ -147,11 +147,15 @@ def _by_recursion(
     network: Callable,
     inner_ends: Array | None,
 ) -> Array:
+    x_t, t, r, labels = rows
     return recursive_residual(
         transport,
         jax.lax.stop_gradient(output),
         instant,
-        *rows,
+        x_t,
+        t,
+        r,
+        labels,
         network,
         order=settings.order,
         first_step=settings.first_step,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ucgm_jax.errors import UserError
@@ -65,3 +67,19 @@ def parse(text: str, num_classes: int) -> list[int]:
             raise UserError(allowed)
         found += range(low, high + 1)
     return found
+
+
+def checked(labels: Any, num_classes: int) -> np.ndarray:
+    """(N,) int32 labels; None stands for one of each class.
+
+    Raises:
+      UserError: they are no labels below num_classes.
+    """
+    classes = max(num_classes, 1)
+    if labels is None:
+        return balanced_labels(classes, classes)
+    found = np.asarray(labels)
+    whole = found.ndim == 1 and found.size and np.issubdtype(found.dtype, np.integer)
+    if not whole or found.min() < 0 or found.max() >= classes:
+        raise UserError(f"labels={labels!r:.80}: must be a list of whole numbers from 0 to {classes - 1}")
+    return found.astype(np.int32)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from ucgm_jax import config
 from ucgm_jax.errors import UserError, reason
 from ucgm_jax.files import atomic, json_files
+from ucgm_jax.files.claims import Claim
 from ucgm_jax.parallel import processes
 from ucgm_jax.settings import Settings
 
+CLAIM = "claim.json"  # of the run that works there now
 # Keys that may differ from those that a work folder was begun with: they change how long and how a run goes on, not
 # what it computes.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every", "train.evaluate_every",
@@ -37,6 +41,30 @@ def check(workdir: pathlib.Path, settings: Settings) -> None:
     processes.do_on_first(lambda: _check(workdir, ours))
 
 
+@contextlib.contextmanager
+def claimed(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds the work folder for this run, whose processes are one claim: process 0's.
+
+    Raises:
+      UserError: another run works there.
+    """
+    claims: list[Claim] = []
+
+    def take() -> None:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"workdir={workdir}: {reason(error)}") from error
+        claims.append(Claim(workdir / CLAIM, f"workdir={workdir}"))
+
+    processes.do_on_first(take)
+    try:
+        yield
+    finally:
+        for claim in claims:
+            claim.release()
+
+
 def begin(workdir: pathlib.Path, settings: Settings) -> None:
     """Writes the config into the work folder: process 0 alone, so that no other meets a folder that is half made.
 
@@ -59,14 +87,18 @@ def _check(workdir: pathlib.Path, ours: dict[str, Any]) -> None:
     path = workdir / "config.json"
     if path.exists():
         theirs = dict(json_files.flatten(json_files.read(path, "the config that the work folder was begun with")))
+        # A key that was not there yet had its default.
+        before = dict(json_files.flatten(config.to_json(Settings()))) | theirs
         for key, value in json_files.flatten(ours):
-            if not key.startswith(MAY_CHANGE) and not _same(key, theirs.get(key), value):
+            if not key.startswith(MAY_CHANGE) and not _same(key, before.get(key), value):
                 raise UserError(
-                    f"{key}={value!r}: {workdir} was begun with {theirs.get(key)!r}; use that or another work folder"
+                    f"{key}={value!r}: {workdir} was begun with {before.get(key)!r}; use that or another work folder"
                 )
     elif workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir={workdir}: is a file; name a folder")
-    elif workdir.exists() and any(inside.suffix != atomic.PARTIAL for inside in workdir.iterdir()):
+    elif workdir.exists() and any(
+        inside.suffix != atomic.PARTIAL and not inside.name.startswith(CLAIM) for inside in workdir.iterdir()
+    ):
         raise UserError(f"workdir={workdir}: is not empty and holds no run; name a new folder")
 
 
