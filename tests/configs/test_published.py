@@ -163,7 +163,7 @@ def test_a_folder_of_another_autoencoder_is_refused(tmp_path):
         folder.mkdir(parents=True)
         other = "e2evavae_f16d32" if data.autoencoder == "vavae_f16d32" else "vavae_f16d32"
         classes, shape = tuple(map(str, range(1000))), (data.channels, side, side)
-        stored = manifest.Manifest(other, "", 256, shape, classes, 2, "safetensors", ())
+        stored = manifest.Manifest(other, "", 256, shape, classes, 0, "safetensors", ())
         json_files.write(folder / "manifest.json", dataclasses.asdict(stored))
         with pytest.raises(UserError, match=f"latents of {other}, data.autoencoder='{data.autoencoder}'"):
             sources.build(dataclasses.replace(data, path=str(folder)))

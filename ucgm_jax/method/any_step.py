@@ -143,7 +143,7 @@ def _by_recursion(
     transport: Transport,
     output: Array,
     instant: Array,
-    rows: tuple[Array, ...],
+    rows: tuple[Array, Array, Array, Array],
     network: Callable,
     inner_ends: Array | None,
 ) -> Array:
@@ -169,7 +169,7 @@ def _by_derivative(
     settings: AnyStepSettings,
     transport: Transport,
     instant: Array,
-    rows: tuple[Array, ...],
+    rows: tuple[Array, Array, Array, Array],
     network: Callable,
     frozen_network: Callable,
 ) -> tuple[Array, Array]:

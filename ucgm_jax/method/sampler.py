@@ -64,13 +64,11 @@ class SamplerSettings:
         kappa, rho = self.extrapolation_ratio, self.stochasticity_ratio
         at_least(self, 1, "steps", most=10**6)
         gaps = all(gap >= 0 for gap in self.gaps) and sum(self.gaps) < 1
+        # With a rule, Heun's mean of two estimates of noise would have one that is ahead of its time.
+        heun = self.order == 2 and kappa not in extrapolation.RULES
         check(
             self,
-            # Heun's mean of two estimates of noise would have one that is ahead of its time.
-            order=(
-                self.order == 1 or (self.order == 2 and kappa not in extrapolation.RULES),
-                "1 or 2, and 1 with a rule of extrapolation",
-            ),
+            order=(self.order == 1 or heun, "1 or 2, and 1 with a rule of extrapolation"),
             extrapolation_ratio=extrapolation.allowed(kappa),
             extrapolation_variable=one_of(self.extrapolation_variable, extrapolation.VARIABLES),
             stochasticity_ratio=(rho == "auto" if isinstance(rho, str) else 0 <= rho <= 1, 'in [0, 1], or "auto"'),

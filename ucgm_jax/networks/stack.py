@@ -59,21 +59,18 @@ def run_stack(
         return nnx.merge(graph, weights)(x, *inputs, *last).astype(x.dtype), None
 
     if placement is not None:
-        policy = _with_gathers(policy, placement.keeps_gathered)
+        policy = _all_but_gathered(policy)
     if policy is not None:
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     return jax.lax.scan(body, x, (parameters, per_block), unroll=unroll)[0]
 
 
-def _with_gathers(policy: Callable[..., bool] | None, kept: bool) -> Callable[..., bool]:
-    """The policy, but gathered weights are kept for the backward pass or not, as said.
-
-    By "none" alone, every block's gathered weights would wait for it.
-    """
+def _all_but_gathered(policy: Callable[..., bool] | None) -> Callable[..., bool]:
+    """The policy, but gathered weights are gathered again: with "none" those of every block would wait."""
 
     def decide(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
         if primitive.name in ("all_gather", "sharding_constraint"):
-            return kept
+            return False
         return policy is None or policy(primitive, *arguments, **parameters)
 
     return decide

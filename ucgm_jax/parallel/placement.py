@@ -43,7 +43,6 @@ class Placement:
       where_stored: (inputs (B, D), kernels (K, D, count, F) as they are stored) -> the inputs' product with each,
         (K, B, count, F), without moving the kernels: for few rows, which weigh less. None where weights are whole.
       splits_features: whether one product's features are split over devices.
-      keeps_gathered: whether gathered weights wait for the backward pass instead of being gathered again.
     """
 
     weights: Callable[[Tree], Tree]
@@ -51,7 +50,6 @@ class Placement:
     spread: Callable[[Callable], Callable]
     where_stored: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     splits_features: bool = False
-    keeps_gathered: bool = False
 
 
 class Network(Protocol):
