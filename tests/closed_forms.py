@@ -13,6 +13,7 @@ for Gaussian data the optimum at every lambda is a product (App. D.1.5). Arrays 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -160,25 +161,21 @@ def increasing_map(source: Callable[[Array], Array], goal: Callable[[Array], Arr
     return (low + high) / 2
 
 
-def gaussian_optimum(ratio: float, transport: Transport, deviation: float, t: float) -> float:
+def gaussian_optimum(ratio: float, transport: Transport, deviation: float, t: Array) -> Array:
     """b of the optimal f^x(x_t) = mean + b (x_t - gamma mean) at consistency ratio `ratio`, for N(mean, deviation^2 I).
 
     At the optimum f(x_t, t) = E[f(x_r, r) | x_t] with r = ratio t (App. D.1.5). For Gaussian data both are linear, so
     that b(t) = b(r) cov(x_r, x_t) / var(x_t), a product over t, ratio t, ratio^2 t, ... Its ends are diffusion's
     gamma deviation^2 / v(t) at ratio 0 and the consistency function's deviation / sqrt(v(t)) at ratio 1.
     """
-    at = lambda s: (float(transport.alpha(np.float64(s))), float(transport.gamma(np.float64(s))))
+    variance = lambda alpha, gamma: gamma**2 * deviation**2 + alpha**2
     if ratio == 1.0:
-        alpha, gamma = at(t)
-        return deviation / np.sqrt(gamma**2 * deviation**2 + alpha**2)
-    product = 1.0
-    while True:
-        (alpha, gamma), after = at(t), ratio * t if t > 1e-12 else 0.0
-        next_alpha, next_gamma = at(after)
-        product *= (gamma * next_gamma * deviation**2 + alpha * next_alpha) / (gamma**2 * deviation**2 + alpha**2)
-        if after == 0.0:
-            return product
-        t = after
+        return deviation / jnp.sqrt(variance(transport.alpha(t), transport.gamma(t)))
+    count = 1 if ratio == 0.0 else int(np.log(1e-12) / np.log(ratio))
+    times = jnp.asarray(t)[..., None] * np.append(ratio ** np.arange(count), 0.0)
+    alpha, gamma = transport.alpha(times), transport.gamma(times)
+    covariance = gamma[..., :-1] * gamma[..., 1:] * deviation**2 + alpha[..., :-1] * alpha[..., 1:]
+    return (covariance / variance(alpha, gamma)[..., :-1]).prod(-1)
 
 
 def slopes(transport: Transport, t: Array) -> tuple[Array, Array]:
@@ -211,7 +208,7 @@ def labelled_network(mixture: Mixture, transport: Transport) -> Callable:
 
 
 def exact_flow(
-    network: Callable, transport: Transport, x: Array, times: tuple[float, ...], labels: Array | None = None, steps=2000
+    network: Callable, transport: Transport, x: Array, times: tuple[float, ...], labels: Array | None = None, steps=1000
 ) -> Array:
     """The data estimate at the end of the probability-flow ODE, by Runge and Kutta's method of order 4 in time.
 
@@ -227,11 +224,12 @@ def exact_flow(
     return split(network, transport, x, times[-1], labels).data
 
 
-def _piece(network: Callable, transport: Transport, x: Array, labels: Array, start: float, end: float, steps: int):
+@functools.partial(jax.jit, static_argnums=(0, 1, 6))
+def _piece(network: Callable, transport: Transport, x: Array, labels: Array, start: Array, end: Array, steps: int):
     h, inside = (end - start) / steps, abs(end - start) * 1e-9
 
     def velocity(x: Array, t: Array) -> Array:
-        t = jnp.clip(t, min(start, end) + inside, max(start, end) - inside)
+        t = jnp.clip(t, jnp.minimum(start, end) + inside, jnp.maximum(start, end) - inside)
         data, noise = split(network, transport, x, t, labels)
         alpha_slope, gamma_slope = slopes(transport, t)
         return alpha_slope * noise + gamma_slope * data
@@ -244,7 +242,7 @@ def _piece(network: Callable, transport: Transport, x: Array, labels: Array, sta
         d = velocity(x + h * c, t + h)
         return x + h / 6 * (a + 2 * b + 2 * c + d), None
 
-    return jax.jit(lambda x: jax.lax.scan(step, x, jnp.arange(steps))[0])(x)
+    return jax.lax.scan(step, x, jnp.arange(steps))[0]
 
 
 def split(network: Callable, transport: Transport, x: Array, t: Array, labels: Array) -> Prediction:

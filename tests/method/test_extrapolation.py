@@ -86,7 +86,7 @@ def slope(settings: dict, transport, points: tuple[int, int]) -> float:
     for n in points:
         one = SamplerSettings(steps=n, gaps=(0.05, 0.05), **settings)
         ends = tuple(sampler.network_times(one, transport)[[0, -1]])
-        exact = closed_forms.exact_flow(network, transport, noise, ends)
+        exact = closed_forms.exact_flow(network, transport, noise, ends, steps=2000)
         run = jax.jit(
             lambda rows, order=one.order: sampler.integrate(rows, network, noise, labels, None, order=order)[0]
         )

@@ -40,7 +40,7 @@ def test_golden_updates(name, float64):
         updates, state = update(gradient, state, weights)
         weights = optax.apply_updates(weights, updates)
         for k in weights:
-            assert relative_error(weights[k], vectors[f"{published}/{k}"][i]) < 1e-6, (k, i)
+            assert relative_error(weights[k], vectors[f"{published}/{k}"][i]) < 1e-14, (k, i)
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)

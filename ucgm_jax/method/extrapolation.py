@@ -31,7 +31,7 @@ extrapolating the velocity alone, and leaves an error of first order here.
 
 Where guidance begins or ends, F jumps between two steps by some d, and G by h (gamma' d_x + alpha' d_z) as
 gamma d_x + alpha d_z = 0. A step over the edge makes an error of that order in any case, which no rule takes away, so
-that nothing starts again there: to do so was measured, and is worse (`benchmarks/sampler_order.py`).
+that nothing starts again there.
 """
 
 from __future__ import annotations

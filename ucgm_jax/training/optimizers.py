@@ -59,8 +59,50 @@ def _cautious_chain(inner: optax.GradientTransformation, rescale: Callable, deca
     return optax.GradientTransformation(chain.init, update)
 
 
+def published_epsilon(
+    inner: optax.GradientTransformation, settings: OptimizerSettings, epsilon: float, rectified: bool
+) -> optax.GradientTransformation:
+    """Adam's or RAdam's moments, with epsilon where PyTorch's RAdam and the published cautious AdamW add it.
+
+    (m / c1) sqrt(c2) / (sqrt(v) + epsilon), with the bias corrections c1 = 1 - beta1^t and c2 = 1 - beta2^t, where
+    optax has (m / c1) / (sqrt(v / c2) + epsilon). RAdam (Liu et al., arXiv 1908.03265) multiplies this by r where the
+    average is rho > 5 steps long, and takes m / c1 elsewhere.
+
+    Args:
+      inner: optax's transformation, whose state (count, mu, nu) is kept.
+      settings: for the decays.
+      epsilon: the constant.
+      rectified: RAdam's.
+    """
+    beta1, beta2 = settings.beta1, settings.beta2
+    longest = 2 / (1 - beta2) - 1
+
+    def update(gradients: Tree, state: Any, parameters: Tree = None) -> tuple[Tree, Any]:
+        _, state = inner.update(gradients, state, parameters)
+        first, second = (1 - beta**state.count for beta in (beta1, beta2))
+        scaled = lambda m, v: m / first * jnp.sqrt(second) / (jnp.sqrt(v) + epsilon)
+        if not rectified:
+            return jax.tree.map(scaled, state.mu, state.nu), state
+        rho = longest - 2 * state.count * (1 - second) / second
+        ratio = (rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho)
+        root = jnp.sqrt(jnp.where(rho > 5, ratio, 0.0))
+        chosen = lambda m, v: jnp.where(rho > 5, root * scaled(m, v), m / first)
+        return jax.tree.map(chosen, state.mu, state.nu), state
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def _radam(settings: OptimizerSettings, rate: optax.Schedule) -> optax.GradientTransformation:
+    inner = optax.scale_by_radam(settings.beta1, settings.beta2)
+    scaled = published_epsilon(inner, settings, settings.epsilon or 1e-8, rectified=True)
+    return optax.chain(
+        optax.add_decayed_weights(settings.weight_decay), optax.chain(scaled, optax.scale_by_learning_rate(rate))
+    )
+
+
 def _cautious_adamw(settings: OptimizerSettings, rate: optax.Schedule) -> optax.GradientTransformation:
-    inner = optax.scale_by_adam(settings.beta1, settings.beta2, settings.epsilon or 1e-6)
+    inner = optax.scale_by_adam(settings.beta1, settings.beta2)
+    inner = published_epsilon(inner, settings, settings.epsilon or 1e-6, rectified=False)
     share = lambda mask, axes: 1 / jnp.maximum(mask.mean(axes, keepdims=True), 1e-3)
     return _cautious_chain(inner, share, settings.weight_decay, rate)
 
@@ -80,9 +122,7 @@ OPTIMIZERS: dict[str, Callable[[OptimizerSettings, optax.Schedule], optax.Gradie
     "adam": lambda s, rate: optax.chain(
         optax.add_decayed_weights(s.weight_decay), optax.adam(rate, s.beta1, s.beta2, s.epsilon or 1e-8)
     ),
-    "radam": lambda s, rate: optax.chain(
-        optax.add_decayed_weights(s.weight_decay), optax.radam(rate, s.beta1, s.beta2, s.epsilon or 1e-8)
-    ),
+    "radam": _radam,
     "adamw": lambda s, rate: optax.adamw(rate, s.beta1, s.beta2, s.epsilon or 1e-8, weight_decay=s.weight_decay),
     "lion": lambda s, rate: optax.lion(rate, s.beta1, s.beta2, weight_decay=s.weight_decay),
     "cautious_adamw": _cautious_adamw,
