@@ -91,7 +91,10 @@ def test_work_folder_must_be_given(monkeypatch, capsys):
         (["--checkpoint={workdir}", "--labels=x"], "--labels=x: must be labels"),
         (["--checkpoint={workdir}", "--steps=0"], "--steps=0: must be at least 1"),
         (["--checkpoint={workdir}", "--order=3"], "--order=3: must be 1 or 2"),
-        (["--checkpoint={workdir}", "--steps=few"], "argument --steps: invalid int value: 'few'"),
+        (
+            ["--checkpoint={workdir}", "--steps=few"],
+            "argument --steps: must be whole numbers separated by commas, not 'few'",
+        ),
         (["--checkpoint={workdir}", "--batch-size=12"], "--batch-size=12: must be a multiple of .*= 8"),
         (["--checkpoint={workdir}", "--batch-size=-8"], "--batch-size=-8: must be at least 0"),
         (["--checkpoint={workdir}", "--count=-3"], "--count=-3: must be at least 0"),

@@ -29,15 +29,17 @@ class Damaged(UserError):
 
 
 @contextlib.contextmanager
-def reading(folder: Any) -> Iterator[None]:
-    """Whatever a damaged file makes Orbax say inside becomes one line.
+def reading(folder: Any, of_a_step: bool = False) -> Iterator[None]:
+    """Whatever a damaged file makes Orbax say inside becomes one line; of a step that is gone on from, our own as well.
 
     Raises:
       Damaged: naming the folder.
     """
     try:
         yield
-    except UserError:
+    except UserError as error:
+        if of_a_step and not isinstance(error, Damaged):
+            raise Damaged(str(error)) from error
         raise
     except Exception as error:
         raise Damaged(f"{folder}: damaged: {' '.join(str(error).split())[:150]}") from error

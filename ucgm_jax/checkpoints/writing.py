@@ -91,7 +91,7 @@ class Checkpoints:
           Damaged: something of it is missing, or not what was written.
         """
         folder = self._folder / str(step)
-        with fingerprints.reading(folder):
+        with fingerprints.reading(folder, of_a_step=True):
             prints, position = reading.stored_fingerprints(folder), reading.position(folder)
             arrays = {name: ocp.args.StandardRestore(item) for name, item in wanted.items()}
             restored = self._manager.restore(step, args=ocp.args.Composite(**arrays))
