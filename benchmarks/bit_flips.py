@@ -2,7 +2,7 @@
 
     python -m benchmarks.bit_flips [--flips=1000]
 
-Each flip is made in a copy, which is then opened and read; what comes must be the values that were written, or one line.
+Each flip is made in a copy, which is then opened and read: what comes must be the values that were written, or a line.
 Writes benchmarks/results/bit_flips.json.
 """
 
