@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 import ucgm_jax
+from tests.commands import call
 from tests.training.small import run_of, small_config, train
 from ucgm_jax.checkpoints import converted, fingerprints, reading
 from ucgm_jax.checkpoints.writing import Checkpoints
+from ucgm_jax.commands import evaluate, sample
 from ucgm_jax.conversion.tables import Record, leaves
 from ucgm_jax.errors import UserError
 from ucgm_jax.files import claims
@@ -81,8 +83,9 @@ def test_no_flipped_bit_is_loaded_as_other_values(kind, trained, folder, tmp_pat
     """Of every file of a checkpoint, some bits: the weights are what was written, or a line says that they are not."""
     random, source = np.random.default_rng(1), folder if kind == "converted" else trained / "checkpoints" / "3"
     whole = ucgm_jax.load(source).parameters
+    read = ("ema", "config", "data_spec", "fingerprints", "conversion.json")
     files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file() and path.stat().st_size)
-    refused = 0
+    files, refused = [path for path in files if path.parts[0] in read], 0
     for number in range(30):
         damaged = shutil.copytree(source, tmp_path / str(number) / "3")
         flip(damaged / files[random.integers(len(files))], random)
@@ -92,7 +95,7 @@ def test_no_flipped_bit_is_loaded_as_other_values(kind, trained, folder, tmp_pat
         except UserError as error:
             refused += 1
             assert "\n" not in str(error) and len(str(error)) < 600
-    assert refused > 5
+    assert refused >= 3
 
 
 def test_conversion_back_reads_no_damaged_array(folder, tmp_path):
@@ -183,3 +186,15 @@ def test_a_save_that_fails_is_one_line(trained, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="checkpoints: 1 could not be saved: .*No space left"):
         saved.save(1, run.start().items(), 16, run.settings, run.source.spec)
     saved.close()
+
+
+@pytest.mark.parametrize("command", [sample, evaluate])
+def test_samples_that_are_not_finite_are_counted_and_named(command, trained, tmp_path, monkeypatch, capsys):
+    parameters = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), ucgm_jax.load(trained).parameters)
+    monkeypatch.setattr(ucgm_jax.Model, "parameters", parameters)
+    out = {sample: "x.npz", evaluate: "folder"}[command]
+    flags = [f"--checkpoint={trained}", f"--out={tmp_path / out}", "--steps=1", "--batch-size=16"]
+    flags += {sample: ["--count=16"], evaluate: ["--samples=70"]}[command]
+    code, text = call(command, flags, monkeypatch, capsys)
+    assert code == 1 and "16 of 16 samples are not finite, those with the indices 0, 1, 2, " in text
+    assert not list(tmp_path.rglob("*.npz"))

@@ -96,6 +96,7 @@ def measure(evaluation: Evaluation, out: pathlib.Path) -> dict[str, Any]:
 def _generate(evaluation: Evaluation, folder: Any, missing: list[int]) -> dict[str, float]:
     """Generates the missing batches into the folder; returns how long it took, and how many samples came of it."""
     from ucgm_jax.parallel.progress import Progress
+    from ucgm_jax.sampling.generator import check_finite
 
     labels, generator = evaluation.labels, evaluation.generator
     size = lambda start: min(generator.batch_size, len(labels) - start)
@@ -103,6 +104,7 @@ def _generate(evaluation: Evaluation, folder: Any, missing: list[int]) -> dict[s
     progress, begun = Progress(len(labels), done, unit="sample"), time.monotonic()
     stream = generator.stream(evaluation.model.parameters, labels, missing, seed=evaluation.seed)
     for start, indices, batch in stream:
+        check_finite(batch["finite"], indices)
         folder.write(start, indices, batch.get("images"), evaluation.metrics.features(batch))
         done += size(start)
         progress.show_now_and_then(done)

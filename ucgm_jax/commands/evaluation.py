@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ from ucgm_jax.model import Model
 from ucgm_jax.parallel import meshes
 from ucgm_jax.parallel.meshes import MeshSettings
 from ucgm_jax.sampling import decoding
-from ucgm_jax.sampling.generator import Generator
+from ucgm_jax.sampling.generator import Generator, finite
 from ucgm_jax.sampling.labels import choose_labels
 from ucgm_jax.settings import Settings
 
@@ -107,10 +108,16 @@ def prepare(
         decoder = model.decoder()
         outputs, parameters = decoder.outputs(given.rounding, keep_samples=keeps), decoder.on(model.mesh)
     metrics, fixed, compared = _metrics(given, settings, names, labels, model)
-    generator = model.generator(model.batch_size(count, given.batch_size), outputs or _as_they_are, parameters)
+    outputs = _with_finite(outputs or _as_they_are)
+    generator = model.generator(model.batch_size(count, given.batch_size), outputs, parameters)
     _ = model.parameters  # read, and found to fit, before anything is written
     plan = _plan(given, model, generator.batch_size) | fixed
     return Evaluation(model, generator, labels, settings.seed, metrics, formats, plan, compared)
+
+
+def _with_finite(outputs: Callable[[Any, jax.Array], dict[str, jax.Array]]) -> Any:
+    """The outputs, and beside them whether each sample is finite, which images do not tell."""
+    return lambda parameters, x: outputs(parameters, x) | {"finite": finite(x)}
 
 
 def _as_they_are(parameters: Any, x: jax.Array) -> dict[str, jax.Array]:

@@ -63,6 +63,7 @@ def _sample(given: argparse.Namespace) -> None:
     from ucgm_jax.parallel import processes
     from ucgm_jax.parallel.progress import Progress
     from ucgm_jax.sampling import labels, pictures
+    from ucgm_jax.sampling.generator import check_finite, finite
 
     model = models.load(given.checkpoint, weights=given.weights, key="--checkpoint")
     changes = flags.sampler_of(given)
@@ -83,6 +84,7 @@ def _sample(given: argparse.Namespace) -> None:
     output = "both" if decodes else "samples"
     x = model.sample(chosen, seed=given.seed, output=output, batch_size=given.batch_size, progress=progress.show)
     progress.close()
+    check_finite(finite(x["x"] if decodes else x), np.arange(count))
     if not processes.is_first():  # every process has all samples
         return
     if out.suffix == ".npz":
@@ -97,13 +99,18 @@ def _rows(given: argparse.Namespace, model: Any, rows: tuple[int, ...], chosen: 
     """One picture with a row for each number of steps: the same noise and labels in all of them."""
     from ucgm_jax.parallel import processes
     from ucgm_jax.sampling import pictures
+    from ucgm_jax.sampling.generator import check_finite, finite
 
     if model.spec.kind == "points":
         raise UserError(f"steps={','.join(map(str, rows))}: points are no images; give one number")
     chosen = chosen[:ROW] if given.count else np.resize(chosen, min(ROW, max(8, model.spec.num_classes)))
     models = {f"{steps} steps" if steps > 1 else "1 step": model.with_sampler(steps=steps) for steps in rows}
-    how = {"seed": given.seed, "output": "pictures", "batch_size": given.batch_size}
-    images = {name: one.sample(chosen, **how) for name, one in models.items()}
+    how = {"seed": given.seed, "output": "both", "batch_size": given.batch_size}
+    images = {}
+    for name, one in models.items():
+        both = one.sample(chosen, **how)
+        check_finite(finite(both["x"]), np.arange(len(chosen)))
+        images[name] = both["images"]
     if not processes.is_first():
         return
     strips = {name: pictures.grid(row, len(chosen)) for name, row in images.items()}

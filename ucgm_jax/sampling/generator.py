@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ucgm_jax.errors import user_errors
+from ucgm_jax.errors import RunError, user_errors
 from ucgm_jax.method import guidance, jump_sampler, sampler, transports
 from ucgm_jax.method.guidance import GuidanceSettings
 from ucgm_jax.method.sampler import SamplerSettings
@@ -46,6 +46,24 @@ def coefficients(settings: SamplerSettings, transport: transports.Transport, net
     if not network.has_target_time:
         raise ValueError(f"style={settings.style!r}: needs a network of two times (network.target_time); use solver")
     return jump_sampler.coefficients(settings, transport)
+
+
+def finite(x: Any) -> Any:
+    """(B,) whether all entries of a sample are finite, for x (B, ...) of NumPy or JAX."""
+    xp = np if isinstance(x, np.ndarray) else jnp
+    return xp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+
+
+def check_finite(whole: np.ndarray, indices: np.ndarray) -> None:
+    """Refuses samples that are not finite, of which pictures and features would not tell.
+
+    Raises:
+      RunError: saying how many of these are not, and which.
+    """
+    bad = np.asarray(indices)[~np.asarray(whole, bool)].tolist()
+    if bad:
+        named = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+        raise RunError(f"{len(bad)} of {len(whole)} samples are not finite, those with the indices {named}")
 
 
 def nfe(settings: SamplerSettings, guided: GuidanceSettings, transport: transports.Transport) -> int:
