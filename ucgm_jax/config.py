@@ -47,7 +47,8 @@ def build(config: ml_collections.ConfigDict, settings: type = Settings, section:
     hints = typing.get_type_hints(settings)
     unknown = sorted(set(config.keys()) - set(hints))
     if unknown:
-        raise UserError(f"{section}{unknown[0]}={config[unknown[0]]!r}: unknown key; allowed: {', '.join(hints)}")
+        value = " ".join(repr(config[unknown[0]]).split())
+        raise UserError(f"{section}{unknown[0]}={value:.80}: unknown key; allowed: {', '.join(hints)}")
     values = {}
     for name, value in config.items():
         if dataclasses.is_dataclass(hints[name]):

@@ -35,7 +35,7 @@ def test_files_that_do_not_fit(tmp_path):
     autoencoder, _, _ = cases.load("sd_kl")
     with pytest.raises(UserError, match="no file of weights"):
         autoencoder_weights.load(autoencoder, tmp_path)
-    with pytest.raises(UserError, match="--weights: must be given for sd_kl"):
+    with pytest.raises(UserError, match="weights: must be given for sd_kl"):
         autoencoder_weights.load(autoencoder, "")
     save_file(cases.published("ldm_kl"), tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=r"a\.safetensors: \d+ missing keys"):

@@ -231,8 +231,8 @@ class TestConvertedOptimizer:
         found = reading.find(workdir)
         state, _ = stored(workdir, 2)
         moments = {"first_moment": state.optimizer[0].mu, "second_moment": state.optimizer[0].nu}
-        items = {name: functools.partial(jax.tree.map, np.asarray, tree) for name, tree in moments.items()}
-        items["ema"] = lambda: jax.tree.map(np.asarray, state.ema)
+        items = {name: functools.partial(jax.tree.map, np.array, tree) for name, tree in moments.items()}
+        items["ema"] = lambda: jax.tree.map(np.array, state.ema)
         out, summary = workdir.with_name("converted"), {"optimizer_steps": 17}
         converted.write(out, items, found.settings, found.spec, Record(), summary)
         return out, state
