@@ -77,6 +77,17 @@ def test_a_config_away_from_those_it_starts_from_is_one_line(tmp_path, monkeypat
     assert text == f"error: --config={tmp_path / 'mine.py'}, line 1: ModuleNotFoundError: No module named 'elsewhere'\n"
 
 
+@pytest.mark.parametrize("key", ["train.init_from", "data.path", "evaluation.reference"])
+def test_paths_of_buckets_are_refused(key, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, text = call(train_command, ["--config=digits", "--workdir=gs://bucket/run"], monkeypatch, capsys)
+    assert code == 2 and text.startswith("error: --workdir=gs://bucket/run: must be a path of this machine")
+    flags = ["--config=digits", "--workdir=run", f"--config.{key}=s3://bucket/x"]
+    code, text = call(train_command, flags, monkeypatch, capsys)
+    assert code == 2 and text.startswith(f"error: {key}='s3://bucket/x': must be a path of this machine")
+    assert not list(tmp_path.iterdir())
+
+
 def test_work_folder_must_be_given(monkeypatch, capsys):
     code, text = call(train_command, [CONFIG], monkeypatch, capsys)
     assert code == 2 and text == "error: the following arguments are required: --workdir\n"

@@ -60,6 +60,7 @@ class DataSettings:
         at_least(self, 0, "size", "channels", "num_classes", most=2**24)
         at_least(self, 0, "prefetch", most=2**16)
         at_least(self, 1, "read_threads", most=2**10)
+        check(self, path=checks.local(self.path), statistics=checks.local(self.statistics))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +146,7 @@ class TrainSettings:
         at_least(self, 0, "checkpoint_every", "sample_every", "evaluate_every", "profile_from")
         at_least(self, 1, "steps", "batch_size", "gradient_accumulation", "max_bad_steps", "log_every")
         at_least(self, 1, "evaluate_samples", "keep_checkpoints", "profile_steps", most=10**9)
+        check(self, init_from=checks.local(self.init_from), teacher_from=checks.local(self.teacher_from))
         check(self, ema_decay=(0 <= self.ema_decay < 1, "in [0, 1)"), compiler=one_of(self.compiler, presets.NAMES))
 
 
@@ -164,6 +166,7 @@ class EvaluationSettings:
 
     def __post_init__(self):
         at_least(self, 0, "step")
+        check(self, reference=checks.local(self.reference))
         at_least(self, 1, "samples", most=10**9)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ucgm_jax.errors import RunError, UserError, reason
+from ucgm_jax.method import checks
 
 if TYPE_CHECKING:  # slow to import, and most mistakes are found without it
     from ucgm_jax.parallel.hosts import Hosts
@@ -27,6 +28,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Refuses the arguments."""
         raise UserError(message)
+
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:
+        """As of argparse; paths of buckets are refused, before anything is written to a folder of that name here."""
+        given = super().parse_args(*arguments, **options)
+        for name, value in vars(given).items():
+            if isinstance(value, str):
+                valid, allowed = checks.local(value)
+                if not valid:
+                    raise UserError(f"{name}={value}: must be {allowed}")
+        return given
 
     def spelled(self, message: str) -> str:
         """A message that begins with one of this command's arguments, with that spelled as its flag."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -45,6 +46,11 @@ def at_least(settings: Any, least: int, *names: str, most: int = MOST) -> None:
 def one_of(value: str, allowed: Iterable[str]) -> tuple[bool, str]:
     """The rule of `check` for names."""
     return value in allowed, f"one of {', '.join(allowed)}"
+
+
+def local(value: str) -> tuple[bool, str]:
+    """The rule of `check` for paths: those of buckets ("gs://...") would be taken for folders here."""
+    return re.match(r"\w[\w+.-]*://", value) is None, "a path of this machine, or of a file system that it has mounted"
 
 
 def seed(value: int) -> tuple[bool, str]:
