@@ -45,7 +45,7 @@ def test_files_that_do_not_fit(tmp_path):
         autoencoder_weights.load(autoencoder, tmp_path)
     identity = published.build(published.AutoencoderSettings("idae_f1c3"))
     assert autoencoder_weights.load(identity, "") == {}
-    with pytest.raises(UserError, match="--weights=/none: idae_f1c3 has no weights"):
+    with pytest.raises(UserError, match="weights=/none: idae_f1c3 has no weights"):
         autoencoder_weights.load(identity, "/none")
 
 
