@@ -1,4 +1,4 @@
-"""python -m ucgm_jax.evaluate: the same samples on any devices, the right figures, one line for a mistake."""
+"""ucgm evaluate: the same samples on any devices, the right figures, one line for a mistake."""
 
 import dataclasses
 import json

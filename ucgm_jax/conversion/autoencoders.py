@@ -10,13 +10,8 @@ import numpy as np
 
 from ucgm_jax.autoencoders.dcae import DCAESettings
 from ucgm_jax.autoencoders.kl import KLSettings
+from ucgm_jax.conversion.layouts import POINTWISE
 from ucgm_jax.conversion.tables import CONVOLUTION, COPY, LINEAR, Computed, Layout, Rule, Table
-
-# A Flax linear layer that PyTorch writes as a 1 x 1 convolution: (in, out) -> (out, in, 1, 1).
-POINTWISE = Layout(
-    lambda kernel: kernel.transpose()[:, :, None, None],
-    lambda weight, shape: weight[:, :, 0, 0].transpose().reshape(shape),
-)
 
 
 def _map(

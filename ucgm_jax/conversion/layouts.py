@@ -72,3 +72,7 @@ CONVOLUTION = Layout(
     lambda kernel: kernel.transpose((3, 2, 0, 1)),  # (height, width, in, out) -> (out, in, height, width)
     lambda weight, shape: weight.transpose((2, 3, 1, 0)).reshape(shape),
 )
+POINTWISE = Layout(  # a linear map that PyTorch has as a 1 x 1 convolution: (in, out) -> (out, in, 1, 1)
+    lambda kernel: kernel.transpose()[:, :, None, None],
+    lambda weight, shape: weight[:, :, 0, 0].transpose().reshape(shape),
+)

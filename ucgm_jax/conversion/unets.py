@@ -18,15 +18,11 @@ import math
 
 import numpy as np
 
+from ucgm_jax.conversion.layouts import POINTWISE
 from ucgm_jax.conversion.tables import CONVOLUTION, COPY, LINEAR, Computed, Layout, Rule, Table
 from ucgm_jax.networks import convolutions
 from ucgm_jax.networks.convolutions import BlockPlan, UNetSettings
 from ucgm_jax.networks.unet import has_skip
-
-POINTWISE = Layout(  # a linear map that PyTorch has as a convolution: (in, out) -> (out, in, 1, 1)
-    lambda kernel: kernel.transpose().reshape(*kernel.shape[::-1], 1, 1),
-    lambda weight, shape: weight.reshape(weight.shape[:2]).transpose().reshape(shape),
-)
 
 
 def query_key_value(heads: int) -> Layout:

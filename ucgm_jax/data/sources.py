@@ -152,7 +152,7 @@ SOURCES: dict[str, Callable[[DataSettings], Source]] = {
 }
 
 
-# Built-in sets that lie in memory whole and are judged without a network to download.
+# Built-in sets that lie in memory whole and are measured without a network to download.
 SMALL = ("digits", *POINTS)
 
 
