@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ucgm_jax.autoencoders import published
 from ucgm_jax.checkpoints import reading
 from ucgm_jax.data import latents, statistics
 from ucgm_jax.data_spec import DataSpec
@@ -149,7 +150,7 @@ class Model:
         spec, data = self.spec, self.settings.data
         if spec.kind != "latents" or not spec.autoencoder or (spec.normalisation and not given):
             return self
-        autoencoder = decoding.published.build(self.settings.autoencoder)
+        autoencoder = published.build(self.settings.autoencoder)
         if autoencoder.fixed_normalisation:
             if given:
                 raise UserError(f"statistics={given}: {autoencoder.name} has a normalisation of its own")
@@ -224,10 +225,10 @@ class Model:
         """
         model = self.with_sampler(**sampler)
         chosen, output = labels_module.checked(labels, self.spec.num_classes), output or self._default_output()
-        checks_of = {"seed": checks.seed(seed), "output": checks.one_of(output, OUTPUTS)}
-        for name, (valid, allowed) in checks_of.items():
+        rules = (("seed", seed, checks.seed(seed)), ("output", output, checks.one_of(output, OUTPUTS)))
+        for name, value, (valid, allowed) in rules:
             if not valid:
-                raise UserError(f"{name}={locals()[name]!r}: must be {allowed}")
+                raise UserError(f"{name}={value!r}: must be {allowed}")
         size = batch_size or self.batch_size(len(chosen))
         self.check_room(len(chosen), size)
         settings = (model.settings.sampler, model.settings.guidance)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.golden_cases import GOLDEN, channels_last, meta, relative_error, sampler_settings, toy_network
-from ucgm_jax.method import sampler, transports
+from ucgm_jax.method import sampler, step_noise, transports
 from ucgm_jax.method.guidance import guided, guided_calls
 from ucgm_jax.method.sampler import SamplerSettings
 
@@ -132,7 +132,7 @@ def test_swept_values_do_not_recompile():
     def run(rows, scale, noise, labels, key):
         traces.append(1)
         network = guided(toy_network(toy_weights()), scale, (0.1, 0.9), null_label=5)
-        return sampler.integrate(rows, network, noise, labels, sampler.per_step_noise(key, noise), order=1)[0]
+        return sampler.integrate(rows, network, noise, labels, step_noise.per_step_noise(key, noise), order=1)[0]
 
     noise, labels = jnp.ones((2, 4, 4, 3)), jnp.zeros(2, int)
     results = []

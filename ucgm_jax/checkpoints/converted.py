@@ -11,7 +11,6 @@ An autoencoder's weights are the item "autoencoder" instead of "ema": no network
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -73,11 +72,9 @@ def write(
     safetensors.write(folder / BUFFERS, signature, record.buffers.items())
     json_files.write(folder / RECORD, {**summary, "dtypes": record.dtypes})
     facts = {"config": config.to_json(settings)} | ({"data_spec": spec.to_json()} if spec else {})
-    facts = json.loads(json.dumps(facts))
     files = {name: checksums.sha256(folder / name) for name in (RECORD, BUFFERS)}
-    facts["fingerprints"] = {"facts": fingerprints.of_facts(facts), "arrays": prints, "files": files}
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
-        for name, fact in facts.items():
+        for name, fact in fingerprints.with_fingerprints(facts, prints, files=files).items():
             writer.save((folder / name).absolute(), args=ocp.args.JsonSave(fact))
 
 
@@ -127,9 +124,8 @@ class StoredLeaf:
         tree: dict = {}
         insert(tree, self.path, 0)
         array = next(leaf for _, leaf in leaves(_restore(self.folder, tree, partial_restore=True)))
-        if self.prints:
-            name = f"{self.folder.name}/{self.path}"
-            fingerprints.compare(self.folder.parent, self.prints, {name: fingerprints.fingerprint(array, np).tolist()})
+        name = f"{self.folder.name}/{self.path}"
+        fingerprints.compare(self.folder.parent, self.prints, {name: fingerprints.fingerprint(array, np).tolist()})
         return np.asarray(array, dtype)
 
 
@@ -141,15 +137,21 @@ def _restore(folder: pathlib.Path, tree: Parameters, **options: Any) -> Paramete
         return reader.restore(folder.absolute(), args=wanted)
 
 
+def _checked(folder: pathlib.Path, abstract: Parameters) -> dict[str, Any]:
+    """The fingerprints beside an item whose shapes are those of the network; errors as in `stored_parameters`."""
+    prints = reading.stored_fingerprints(folder.parent)
+    with fingerprints.reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        reading.check_shapes(folder, reader.metadata(folder.absolute()), abstract)
+    return prints
+
+
 def stored_parameters(folder: pathlib.Path, abstract: Parameters) -> Parameters:
     """The parameters of one item of a checkpoint, one `StoredLeaf` each.
 
     Raises:
       UserError: they are not those of the network, or damaged.
     """
-    prints = reading.stored_fingerprints(folder.parent)
-    with fingerprints.reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        reading.check_shapes(folder, reader.metadata(folder.absolute()), abstract)
+    prints = _checked(folder, abstract)
     parameters: dict = {}
     for path, leaf in leaves(abstract):
         insert(parameters, path, StoredLeaf(folder, path, tuple(leaf.shape), prints))
@@ -158,8 +160,6 @@ def stored_parameters(folder: pathlib.Path, abstract: Parameters) -> Parameters:
 
 def read_parameters(folder: pathlib.Path, abstract: Parameters) -> Parameters:
     """The parameters of one item of a checkpoint, float32 NumPy arrays; errors as in `stored_parameters`."""
-    stored_parameters(folder, abstract)
-    parameters, prints = _restore(folder, abstract), reading.stored_fingerprints(folder.parent)
-    if prints:
-        fingerprints.compare(folder.parent, prints, fingerprints.of_arrays(folder.name, parameters))
+    prints, parameters = _checked(folder, abstract), _restore(folder, abstract)
+    fingerprints.compare(folder.parent, prints, fingerprints.of_arrays(folder.name, parameters))
     return parameters

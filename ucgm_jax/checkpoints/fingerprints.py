@@ -89,6 +89,11 @@ def of_arrays(item: str, parameters: Tree) -> dict[str, list[int]]:
     return {f"{item}/{path}": fingerprint(np.asarray(leaf), np).tolist() for path, leaf in leaves(parameters)}
 
 
+def with_fingerprints(facts: dict[str, Any], arrays: dict[str, list[int]], **more: Any) -> dict[str, Any]:
+    """JSON items by name, and beside them the item "fingerprints" of these, of arrays and whatever else is given."""
+    return facts | {"fingerprints": {"facts": of_facts(facts), "arrays": arrays, **more}}
+
+
 def of_facts(facts: dict[str, Any]) -> str:
     """SHA-256 of JSON values by name."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -101,11 +106,11 @@ def not_finite(fingerprints: dict[str, list[int]]) -> str:
 
 
 def compare(where: Any, stored: dict[str, Any], found: dict[str, list[int]]) -> None:
-    """Refuses arrays whose fingerprints are not the stored ones.
+    """Refuses arrays whose fingerprints are not the stored ones, where there are any: version 0.1 wrote none.
 
     Raises:
       Damaged: naming the first that differs.
     """
     for name, value in found.items():
-        if stored.get(name) != value:
+        if stored and stored.get(name) != value:
             raise Damaged(f"{where}: damaged: {name} is not what was written")

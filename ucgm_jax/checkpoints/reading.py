@@ -124,8 +124,7 @@ def read_weights(found: Found, abstract: Tree, shardings: Tree, item: str = "ema
         with fingerprints.reading(folder), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
             check_shapes(folder, reader.metadata(folder / item), abstract)
             weights = reader.restore(folder / item, args=ocp.args.StandardRestore(wanted))
-        if prints:
-            fingerprints.compare(folder, prints, fingerprints.of({item: weights}))
+        fingerprints.compare(folder, prints, fingerprints.of({item: weights}))
     except fingerprints.Damaged as error:
         raise fingerprints.Damaged(f"{error}{_older(found)}") from error
     return weights

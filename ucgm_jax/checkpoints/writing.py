@@ -16,7 +16,6 @@ it is written, and an older one is removed only after that.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -73,9 +72,7 @@ class Checkpoints:
             return problem
         arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         facts = {"data": {"position": position}, "config": config.to_json(settings), "data_spec": spec.to_json()}
-        facts = json.loads(json.dumps(facts))
-        facts["fingerprints"] = {"facts": fingerprints.of_facts(facts), "arrays": prints}
-        facts = {name: ocp.args.JsonSave(fact) for name, fact in facts.items()}
+        facts = {name: ocp.args.JsonSave(fact) for name, fact in fingerprints.with_fingerprints(facts, prints).items()}
         with self._one_line(step):
             self._manager.save(step, args=ocp.args.Composite(**arrays, **facts), force=True)
         return ""
@@ -96,8 +93,7 @@ class Checkpoints:
             arrays = {name: ocp.args.StandardRestore(item) for name, item in wanted.items()}
             restored = self._manager.restore(step, args=ocp.args.Composite(**arrays))
             items = {name: restored[name] for name in wanted}
-        if prints:  # version 0.1 wrote none
-            fingerprints.compare(folder, prints, fingerprints.of(items))
+        fingerprints.compare(folder, prints, fingerprints.of(items))
         return items, position
 
     def set_aside(self, step: int) -> None:

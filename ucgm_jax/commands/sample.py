@@ -104,13 +104,12 @@ def _rows(given: argparse.Namespace, model: Any, rows: tuple[int, ...], chosen: 
     if model.spec.kind == "points":
         raise UserError(f"steps={','.join(map(str, rows))}: points are no images; give one number")
     chosen = chosen[:ROW] if given.count else np.resize(chosen, min(ROW, max(8, model.spec.num_classes)))
-    models = {f"{steps} steps" if steps > 1 else "1 step": model.with_sampler(steps=steps) for steps in rows}
     how = {"seed": given.seed, "output": "both", "batch_size": given.batch_size}
     images = {}
-    for name, one in models.items():
-        both = one.sample(chosen, **how)
+    for steps in rows:  # of one model, whose weights are read once
+        both = model.sample(chosen, steps=steps, **how)
         check_finite(finite(both["x"]), np.arange(len(chosen)))
-        images[name] = both["images"]
+        images[f"{steps} steps" if steps > 1 else "1 step"] = both["images"]
     if not processes.is_first():
         return
     strips = {name: pictures.grid(row, len(chosen)) for name, row in images.items()}

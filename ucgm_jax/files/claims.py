@@ -18,6 +18,7 @@ import uuid
 from typing import Any
 
 from ucgm_jax.errors import UserError
+from ucgm_jax.files import atomic
 
 RENEW_SECONDS = 10.0
 WATCHED_SECONDS = 35.0  # how long another host's claim is watched before it is taken for a dead one's
@@ -44,7 +45,7 @@ class Claim:
                 since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("since", 0)))
                 who = f"process {holder.get('process')} of {holder.get('host')}, since {since}"
                 raise UserError(f"{key}: another run works there ({who}); wait for it, or name another folder")
-            stale = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
+            stale = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{atomic.PARTIAL}")
             with contextlib.suppress(FileNotFoundError):  # another process took it over first
                 os.rename(path, stale)
                 stale.unlink(missing_ok=True)
@@ -71,9 +72,7 @@ class Claim:
             if holder is None or holder.get("token") != self._token:
                 return  # removed by hand, or taken over: there is nothing to renew
             with contextlib.suppress(OSError):
-                partial = self._path.with_name(f"{self._path.name}.{self._token[:12]}.partial")
-                partial.write_text(self._content())
-                os.replace(partial, self._path)
+                atomic.write_text(self._path, self._content())
 
     def release(self) -> None:
         """Gives the folder free."""

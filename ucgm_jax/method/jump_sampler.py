@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ucgm_jax.method.sampler import SamplerSettings, per_step_noise
+from ucgm_jax.method.sampler import SamplerSettings
+from ucgm_jax.method.step_noise import fresh_noise
 from ucgm_jax.method.times import sampling_times
 from ucgm_jax.method.transports import Array, Transport
 
@@ -197,10 +198,7 @@ def sample(
     """
     if settings.style == "solver":
         raise ValueError("style='solver': must be any or few; see `sampler.sample`")
-    if settings.is_stochastic and key is None and step_noise is None:
-        raise ValueError(f"stochasticity_ratio={settings.stochasticity_ratio!r}: needs a key or step_noise")
-    draw = None if key is None else per_step_noise(key, noise)
-    draw = draw if step_noise is None else jnp.asarray(step_noise).__getitem__
+    draw = fresh_noise(settings, noise, key, step_noise)
     rows = coefficients(settings, transport)
     x, kept = integrate(rows, network, noise, labels, draw, keep_trajectory=keep_trajectory)
     is_estimate = rows.r == 1.0 - transport.noise_time

@@ -28,6 +28,7 @@ import numpy as np
 from ucgm_jax.method import extrapolation, styles
 from ucgm_jax.method.checks import at_least, check, one_of
 from ucgm_jax.method.prediction import Prediction
+from ucgm_jax.method.step_noise import fresh_noise
 from ucgm_jax.method.times import sampling_times
 from ucgm_jax.method.transports import Array, Transport
 
@@ -237,20 +238,6 @@ def integrate(
     return last.data, trajectory
 
 
-def per_step_noise(key: jax.Array, noise: Array) -> Callable[[Array], Array]:
-    """Fresh standard normal noise for every step, from one key or from one key per sample.
-
-    With keys of shape (B,) each sample's noise depends on its own key alone, not on its batch.
-    """
-
-    def draw(index: Array) -> Array:
-        if key.ndim == 0:
-            return jax.random.normal(jax.random.fold_in(key, index), noise.shape, noise.dtype)
-        return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, index), noise.shape[1:], noise.dtype))(key)
-
-    return draw
-
-
 def sample(
     settings: SamplerSettings,
     transport: Transport,
@@ -277,11 +264,7 @@ def sample(
     Raises:
       ValueError: fresh noise is needed and neither `key` nor `step_noise` is given.
     """
-    if settings.is_stochastic and key is None and step_noise is None:
-        raise ValueError(f"stochasticity_ratio={settings.stochasticity_ratio!r}: needs a key or step_noise")
-    draw: Callable[[Array], Array] | None = None if key is None else per_step_noise(key, noise)
-    if step_noise is not None:
-        draw = jnp.asarray(step_noise).__getitem__
+    draw = fresh_noise(settings, noise, key, step_noise)
     rows, order = coefficients(settings, transport), settings.order
     x, trajectory = integrate(rows, network, noise, labels, draw, order=order, keep_trajectory=keep_trajectory)
     return Samples(x, trajectory, network_calls(settings))

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ucgm_jax.errors import RunError, user_errors
-from ucgm_jax.method import guidance, jump_sampler, sampler, transports
+from ucgm_jax.method import guidance, jump_sampler, sampler, step_noise, transports
 from ucgm_jax.method.guidance import GuidanceSettings
 from ucgm_jax.method.sampler import SamplerSettings
 from ucgm_jax.networks.names import Network
@@ -145,7 +145,7 @@ class Generator:
                 network, scale, interval, self._network.null_label, channels=self._network.guided_channels
             )
         stochastic = self._settings.is_stochastic
-        fresh = sampler.per_step_noise(sample_keys(seed, indices), noise) if stochastic else None
+        fresh = step_noise.per_step_noise(sample_keys(seed, indices), noise) if stochastic else None
         if jumps:
             x, kept = jump_sampler.integrate(rows, network, noise, labels, fresh, keep_trajectory=self._trajectory)
             trajectory = kept and jump_sampler.shown(self._settings, *kept)
